@@ -1,0 +1,54 @@
+//! EndpointSlices: the addresses behind a Service.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::{IpFamily, NodeName, ObjectName, Protocol, ServiceName};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointPort {
+    /// Equals the Service port's name; empty for the unnamed one.
+    pub name: Box<str>,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// One endpoint. A slice's endpoint has several addresses by type, but only the first counts
+/// (KEP-752; kube-proxy's EndpointSliceCache).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: IpAddr,
+    pub node: Option<NodeName>,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    /// `hints.forZones`
+    pub zone_hints: Vec<Arc<str>>,
+    /// `hints.forNodes`
+    pub node_hints: Vec<NodeName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub name: ObjectName,
+    /// From the label `kubernetes.io/service-name`.
+    pub service: ServiceName,
+    pub family: IpFamily,
+    pub ports: Vec<EndpointPort>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl Endpoint {
+    /// A ready endpoint on no particular node.
+    pub fn ready(address: IpAddr) -> Self {
+        Self {
+            address,
+            node: None,
+            ready: true,
+            serving: true,
+            terminating: false,
+            zone_hints: Vec::new(),
+            node_hints: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The Kubernetes objects that Fairlead decides from, parsed and indexed.
+//!
+//! This crate knows no API client, no wire format and no runtime: a source (see the
+//! `kube-watch` crate) turns watch events into [`Change`]s, a program applies them to its
+//! own [`World`], and every plan reads the `World` as a snapshot.
+//!
+//! ```text
+//! Change ──▶ World::apply ──▶ indexed objects + dirty keys ──▶ plan(key, …)
+//! ```
+
+mod endpoints;
+mod name;
+mod node;
+mod service;
+mod world;
+
+pub use endpoints::{Endpoint, EndpointPort, EndpointSlice};
+pub use name::{InvalidName, NodeName, ObjectName, ServiceName};
+pub use node::{Node, NodeAddress, NodeAddressKind, NodeReadiness, Taint, TaintEffect};
+pub use service::{
+    Ingress, IngressPort, IpFamily, IpFamilyPolicy, IpMode, ParseProtocolError, Protocol, Service,
+    ServicePort, ServiceType, TrafficPolicy,
+};
+pub use world::{Change, Dirty, Key, Kind, Object, World};
