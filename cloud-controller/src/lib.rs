@@ -1,1 +1,3 @@
-//! Placeholder until its builder arrives.
+//! Gives every LoadBalancer Service an external load balancer: an AWS NLB, or a VIP on `metal-lb`.
+
+pub mod plan;
