@@ -1,0 +1,22 @@
+# Each target is one line into scripts/ or cargo.
+.PHONY: demo test lint bench clean
+
+# The whole system on this machine. PROVIDER=aws for the AWS half, KEEP=1 to leave it running.
+demo:
+	@scripts/demo
+
+# Everything, unit tests to lab.
+test:
+	@scripts/test
+
+# Formatting, clippy, dependency rules, file sizes.
+lint:
+	@scripts/lint
+
+# Figures beside the peers', interleaved, median and spread.
+bench:
+	@scripts/bench
+
+clean:
+	cargo clean
+	rm -rf .venv .lab
