@@ -1,1 +1,11 @@
-//! Placeholder until its builder arrives.
+//! What every Fairlead program needs around its work: logs, signals, probes, metrics and owned tasks.
+
+pub mod http;
+pub mod log;
+mod ready;
+mod shutdown;
+mod tasks;
+
+pub use ready::{Readiness, ReadyToken};
+pub use shutdown::Shutdown;
+pub use tasks::Tasks;
