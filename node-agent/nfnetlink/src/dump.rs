@@ -1,0 +1,246 @@
+//! Reading the ruleset.
+//!
+//! The kernel lists in several datagrams and tells when the ruleset changed in
+//! between; the listing is then begun anew, so that what is returned was in force at
+//! one moment.
+
+use crate::chain::Chain;
+use crate::data_types::Family;
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::rule::Rule;
+use crate::set::Set;
+use crate::socket::{Answer, Socket, receive, send};
+use crate::table::{Listed, Table, TableRef};
+use crate::uapi::*;
+use crate::wire::{Attrs, Message, Messages, Writer, be32, name, read_u32};
+
+/// Sequence numbers of questions have this bit, those of batches have not.
+const FIRST_SEQUENCE: u32 = 1 << 31;
+/// How often a dump is begun before it is given up.
+const ATTEMPTS: u32 = 20;
+
+/// A state of the ruleset of a network namespace: every commit, whoever makes it,
+/// makes a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Generation {
+    /// Its number.
+    pub id: u32,
+    /// The thread that made it, by its number in the *initial* PID namespace; 0 if the
+    /// kernel does not say.
+    pub pid: u32,
+    /// That thread's name (`comm`, at most 15 bytes).
+    pub process: String,
+}
+
+impl Generation {
+    /// The number of the generation after `id`: it wraps, and 0 is left out.
+    pub fn next(id: u32) -> u32 {
+        id.checked_add(1).unwrap_or(1)
+    }
+
+    pub(crate) fn decode(message: &Message<'_>) -> Option<Self> {
+        let mut generation = Self::default();
+        for (kind, value) in message.attrs() {
+            match kind {
+                NFTA_GEN_ID => generation.id = be32(value)?,
+                NFTA_GEN_PROC_PID => generation.pid = be32(value)?,
+                NFTA_GEN_PROC_NAME => generation.process = name(value)?.to_owned(),
+                _ => {}
+            }
+        }
+        (generation.id != 0).then_some(generation)
+    }
+}
+
+/// What [`Socket::elements`] tells.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Dumped<'a> {
+    /// The ruleset changed meanwhile: forget the elements so far, they come again.
+    Restart,
+    /// An element.
+    Element(Element<'a>),
+}
+
+impl Socket {
+    /// The ruleset's generation. `pid` and `process` are those of the asker.
+    pub fn generation(&mut self) -> Result<Generation> {
+        let mut found = None;
+        self.query(
+            "the generation",
+            NFT_MSG_GETGEN,
+            NLM_F_ACK,
+            None,
+            |_| {},
+            |item| {
+                if let Item::Message(message) = item {
+                    found = Generation::decode(message);
+                }
+            },
+        )?;
+        found.ok_or(Error::Protocol("no generation in the answer"))
+    }
+
+    /// The tables of a family, or of all.
+    pub fn tables(&mut self, family: Option<Family>) -> Result<Vec<Listed<Table>>> {
+        self.list("tables", NFT_MSG_GETTABLE, family, |_| {}, Table::decode)
+    }
+
+    /// One table, if it exists. Its handle differs from before if it was deleted and
+    /// created anew.
+    pub fn table(&mut self, table: TableRef<'_>) -> Result<Option<Listed<Table>>> {
+        let tables = self.tables(Some(table.family))?;
+        Ok(tables.into_iter().find(|listed| listed.table() == table))
+    }
+
+    /// The chains of a table; none if the table does not exist.
+    pub fn chains(&mut self, table: TableRef<'_>) -> Result<Vec<Listed<Chain>>> {
+        let filter = |w: &mut Writer| w.name(NFTA_CHAIN_TABLE, table.name);
+        let mut chains = self.list("chains", NFT_MSG_GETCHAIN, Some(table.family), filter, Chain::decode)?;
+        // The kernel lists the family's.
+        chains.retain(|listed| listed.table() == table);
+        Ok(chains)
+    }
+
+    /// The rules of a table in the order of each chain; none if the table does not
+    /// exist.
+    pub fn rules(&mut self, table: TableRef<'_>) -> Result<Vec<Listed<Rule>>> {
+        let filter = |w: &mut Writer| w.name(NFTA_RULE_TABLE, table.name);
+        self.list("rules", NFT_MSG_GETRULE, Some(table.family), filter, Rule::decode)
+    }
+
+    /// The sets and maps of a table; none if the table does not exist.
+    pub fn sets(&mut self, table: TableRef<'_>) -> Result<Vec<Listed<Set>>> {
+        let filter = |w: &mut Writer| w.name(NFTA_SET_TABLE, table.name);
+        match self.list("sets", NFT_MSG_GETSET, Some(table.family), filter, Set::decode) {
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            result => result,
+        }
+    }
+
+    /// Hands over the elements of a set or map one by one, in the kernel's order.
+    /// Elements that this library cannot express (a catch-all) are left out.
+    pub fn elements(
+        &mut self,
+        table: TableRef<'_>,
+        set: &str,
+        mut visit: impl FnMut(Dumped<'_>),
+    ) -> Result<()> {
+        let filter = |w: &mut Writer| {
+            w.name(NFTA_SET_ELEM_LIST_TABLE, table.name);
+            w.name(NFTA_SET_ELEM_LIST_SET, set);
+        };
+        let what = format!("elements of {} {} {set}", table.family, table.name);
+        self.query(&what, NFT_MSG_GETSETELEM, NLM_F_DUMP, Some(table.family), filter, |item| match item {
+            Item::Restart => visit(Dumped::Restart),
+            Item::Message(message) => {
+                let lists = message.attrs().filter(|(kind, _)| *kind == NFTA_SET_ELEM_LIST_ELEMENTS);
+                for (_, element) in lists.flat_map(|(_, list)| Attrs::new(list)) {
+                    if let Some(element) = Element::decode(element) {
+                        visit(Dumped::Element(element));
+                    }
+                }
+            }
+        })
+    }
+
+    fn list<T>(
+        &mut self,
+        what: &str,
+        operation: u16,
+        family: Option<Family>,
+        filter: impl Fn(&mut Writer),
+        decode: impl Fn(&Message<'_>) -> Option<Listed<T>>,
+    ) -> Result<Vec<Listed<T>>> {
+        let mut found = Vec::new();
+        self.query(what, operation, NLM_F_DUMP, family, filter, |item| match item {
+            Item::Restart => found.clear(),
+            Item::Message(message) => found.extend(decode(message)),
+        })?;
+        Ok(found)
+    }
+
+    /// Asks until the answer is complete and consistent.
+    fn query(
+        &mut self,
+        what: &str,
+        operation: u16,
+        flags: u16,
+        family: Option<Family>,
+        filter: impl Fn(&mut Writer),
+        mut visit: impl FnMut(Item<'_>),
+    ) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            if self.ask(what, operation, flags, family, &filter, &mut visit)? == Answered::Consistently {
+                return Ok(());
+            }
+            visit(Item::Restart);
+        }
+        Err(Error::Interrupted { attempts: ATTEMPTS })
+    }
+
+    /// Asks once. A dump ends with NLMSG_DONE, any other question (which has NLM_F_ACK)
+    /// with an acknowledgement. What is left of an earlier question is skipped by its
+    /// sequence number.
+    fn ask(
+        &mut self,
+        what: &str,
+        operation: u16,
+        flags: u16,
+        family: Option<Family>,
+        filter: impl Fn(&mut Writer),
+        mut visit: impl FnMut(Item<'_>),
+    ) -> Result<Answered> {
+        self.sequence = self.sequence.wrapping_add(1) | FIRST_SEQUENCE;
+        let mut question = Writer::default();
+        let kind = NFNL_SUBSYS_NFTABLES << 8 | operation;
+        let family = family.map_or(libc::AF_UNSPEC as u8, Family::number);
+        let open = question.message(kind, NLM_F_REQUEST | flags, self.sequence, family, 0);
+        filter(&mut question);
+        question.close_message(open);
+        if let Some(why) = question.take_fault() {
+            return Err(Error::Invalid { message: 0, what: what.to_owned(), why });
+        }
+        send(&self.fd, &[&question.buffer])?;
+
+        let refused = |errno: i32| Error::Query { what: what.to_owned(), errno };
+        let mut answered = Answered::Consistently;
+        loop {
+            let Some(length) = receive(&self.fd, &mut self.datagram, 0)? else { continue };
+            for message in Messages::new(&self.datagram[..length]) {
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                if message.flags & NLM_F_DUMP_INTR != 0 {
+                    answered = Answered::Interrupted;
+                }
+                match message.kind {
+                    NLMSG_DONE => {
+                        let errno = read_u32(message.body, 0).unwrap_or_default() as i32;
+                        return if errno < 0 { Err(refused(errno.saturating_neg())) } else { Ok(answered) };
+                    }
+                    NLMSG_ERROR => match Answer::decode(&message) {
+                        Some(Answer { errno: 0, .. }) => return Ok(answered),
+                        Some(Answer { errno, .. }) => return Err(refused(errno)),
+                        None => return Err(Error::Protocol("a truncated acknowledgement")),
+                    },
+                    _ => visit(Item::Message(&message)),
+                }
+            }
+        }
+    }
+}
+
+/// What a query's visitor is told.
+enum Item<'a> {
+    /// Forget what came so far.
+    Restart,
+    Message(&'a Message<'a>),
+}
+
+#[derive(PartialEq, Eq)]
+enum Answered {
+    Consistently,
+    /// The ruleset changed between two datagrams (NLM_F_DUMP_INTR).
+    Interrupted,
+}

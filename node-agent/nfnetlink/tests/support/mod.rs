@@ -1,0 +1,29 @@
+//! A network namespace for one test.
+
+use std::process::Command;
+
+/// Runs `test` in a thread of its own with a fresh network namespace, which goes with
+/// the thread. Sockets opened in it, and programs started from it, see that namespace.
+pub(crate) fn in_fresh_namespace(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("a network namespace needs CAP_SYS_ADMIN");
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// Runs the host's `nft` in the thread's namespace and returns what it prints.
+pub(crate) fn nft(args: &[&str]) -> String {
+    let output = Command::new("nft")
+        .args(args)
+        .output()
+        .expect("these tests need the `nft` program (Debian: nftables)");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "nft {args:?}: {}: {errors}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
