@@ -153,7 +153,7 @@ impl Batch {
 
     /// Adds elements: those that are [pushed](Elements::push). An element that exists
     /// with the same datum is left alone; with another datum the kernel refuses the
-    /// batch (EBUSY, or EEXIST): delete it first, in the same batch.
+    /// batch (EEXIST): delete it first, in the same batch.
     pub fn add_elements<'a>(&'a mut self, table: TableRef<'a>, set: &'a str) -> Elements<'a> {
         Elements { batch: self, operation: NFT_MSG_NEWSETELEM, flags: NLM_F_CREATE, table, set, open: None }
     }

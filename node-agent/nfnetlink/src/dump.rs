@@ -4,6 +4,8 @@
 //! between; the listing is then begun anew, so that what is returned was in force at
 //! one moment.
 
+use std::hash::{BuildHasher, RandomState};
+
 use crate::chain::Chain;
 use crate::data_types::Family;
 use crate::element::Element;
@@ -120,6 +122,12 @@ impl Socket {
 
     /// Hands over the elements of a set or map one by one, in the kernel's order.
     /// Elements that this library cannot express (a catch-all) are left out.
+    ///
+    /// Here the kernel does not tell when the listing is inconsistent (6.18), neither
+    /// after a commit nor while it rehashes a set that grew: then it repeats some
+    /// elements and leaves out as many. So the generation is compared and repetitions
+    /// are looked for, at 8 bytes an element. A set that packets fill all the time may
+    /// never be listed without: [`Error::Interrupted`].
     pub fn elements(
         &mut self,
         table: TableRef<'_>,
@@ -131,17 +139,31 @@ impl Socket {
             w.name(NFTA_SET_ELEM_LIST_SET, set);
         };
         let what = format!("elements of {} {} {set}", table.family, table.name);
-        self.query(&what, NFT_MSG_GETSETELEM, NLM_F_DUMP, Some(table.family), filter, |item| match item {
-            Item::Restart => visit(Dumped::Restart),
-            Item::Message(message) => {
+        let hasher = RandomState::new();
+        let mut hashes = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let generation = self.generation()?.id;
+            hashes.clear();
+            let visit_list = |item: Item<'_>| {
+                let Item::Message(message) = item else { return };
                 let lists = message.attrs().filter(|(kind, _)| *kind == NFTA_SET_ELEM_LIST_ELEMENTS);
                 for (_, element) in lists.flat_map(|(_, list)| Attrs::new(list)) {
                     if let Some(element) = Element::decode(element) {
+                        hashes.push(hasher.hash_one((element.key, element.key_end, element.interval_end)));
                         visit(Dumped::Element(element));
                     }
                 }
+            };
+            let answered =
+                self.ask(&what, NFT_MSG_GETSETELEM, NLM_F_DUMP, Some(table.family), filter, visit_list)?;
+            hashes.sort_unstable();
+            let repeats = hashes.windows(2).any(|pair| pair[0] == pair[1]);
+            if answered == Answered::Consistently && !repeats && self.generation()?.id == generation {
+                return Ok(());
             }
-        })
+            visit(Dumped::Restart);
+        }
+        Err(Error::Interrupted { attempts: ATTEMPTS })
     }
 
     fn list<T>(
