@@ -31,6 +31,7 @@ pub enum Key {
 
 /// One event of a source, in the order in which the source saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "moved once, from the source into the World; never stored")]
 pub enum Change {
     Apply(Object),
     Delete(Key),

@@ -1,0 +1,28 @@
+//! A client for the API server.
+
+use std::path::Path;
+
+use anyhow::Context;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+/// A client from a kubeconfig file, or from the pod's service account without one.
+///
+/// # Errors
+/// When the file, or the service account, cannot be read or used.
+pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Client> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).with_context(|| {
+                format!("reading {}: pass a readable file with --kubeconfig", path.display())
+            })?;
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("{} does not describe a usable cluster", path.display()))?
+        }
+        None => kube::Config::incluster()
+            .context("no service account is mounted here: outside a pod, pass --kubeconfig FILE")?,
+    };
+    // A watch is idle for minutes; its own timeout ends it. Connecting must not hang that long.
+    config.connect_timeout = Some(std::time::Duration::from_secs(5));
+    kube::Client::try_from(config).context("building the API client")
+}
