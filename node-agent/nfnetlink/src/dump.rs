@@ -266,3 +266,73 @@ enum Answered {
     /// The ruleset changed between two datagrams (NLM_F_DUMP_INTR).
     Interrupted,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Batch;
+    use crate::chain::{ChainKind, Hook};
+    use crate::data_types::{Reg, Value};
+    use crate::expr::Expr;
+    use crate::set::Field;
+    use proptest::prelude::*;
+
+    /// One message of each kind; the kernel lists things in the form in which they are
+    /// written, and more.
+    fn written() -> Vec<u8> {
+        let table = Table { comment: Some("c".to_owned()), ..Table::new(Family::Ip, "t") };
+        let id = table.id();
+        let mut batch = Batch::new();
+        batch.add_table(&table);
+        batch.add_chain(id, &Chain::base("c", ChainKind::Nat, Hook::Output, -100));
+        batch.add_rule(id, &Rule::new("c", Expr::daddr_is_local()).comment("c"));
+        let set = Set::map(
+            "s",
+            [Field::IP_DADDR, Field::L4PROTO, Field::random(9)],
+            [Field::IP_DADDR, Field::MARK],
+        );
+        batch.add_set(id, &Set { size: Some(9), ..set.clone() });
+        batch.add_set(id, &Set { flags: Set::INTERVAL, comment: Some("c".to_owned()), ..set });
+        let value = Value::new().u32(1);
+        let element = Element { key_end: Some(value.bytes()), ..Element::pair(value.bytes(), value.bytes()) };
+        batch.add_elements(id, "s").push(&element.comment("c"));
+        batch.encoded().unwrap().to_vec()
+    }
+
+    fn decode_all(datagram: &[u8]) {
+        for message in Messages::new(datagram) {
+            Table::decode(&message);
+            Chain::decode(&message);
+            Rule::decode(&message);
+            Set::decode(&message);
+            Generation::decode(&message);
+            for (_, list) in message.attrs() {
+                Attrs::new(list).for_each(|(_, element)| drop(Element::decode(element)));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_messages_are_read_without_panic(
+            damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+            keep in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = written();
+            for (at, byte) in damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(keep.index(bytes.len()) + 1);
+            decode_all(&bytes);
+        }
+
+        #[test]
+        fn arbitrary_messages_are_read_without_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = ((body.len() + 16) as u32).to_ne_bytes().to_vec();
+            bytes.extend_from_slice(&[0; 12]);
+            bytes.extend_from_slice(&body);
+            decode_all(&bytes);
+        }
+    }
+}

@@ -23,7 +23,8 @@ const RECEIVE_BUFFER: std::ops::RangeInclusive<usize> = (1 << 20)..=(64 << 20);
 /// decided, a dump when all is read.
 ///
 /// It sees the network namespace in which it was opened, whatever the calling thread
-/// does later.
+/// does later. After [`Error::Os`], [`Error::Overrun`] or [`Error::Protocol`] open
+/// another: an unfinished dump may be left on it.
 #[derive(Debug)]
 pub struct Socket {
     pub(crate) fd: OwnedFd,
@@ -62,19 +63,23 @@ impl Socket {
         let complaints = batch.len().saturating_mul(COMPLAINT);
         self.grow_receive_buffer(complaints.clamp(*RECEIVE_BUFFER.start(), *RECEIVE_BUFFER.end()))?;
         send(&self.fd, &[changes, &end.buffer])?;
-        self.read_outcome(batch)
+        self.read_outcome(batch, sequence)
     }
 
     /// The kernel works the batch off inside `sendmsg`, so all that it has to say is in
     /// the queue by now: complaints in order, and the acknowledgement of the last
-    /// change, which is not worth anything if there is a complaint.
-    fn read_outcome(&mut self, batch: &Batch) -> Result<()> {
+    /// change, which is not worth anything if there is a complaint. `end` is the batch's
+    /// highest sequence number; questions have higher ones.
+    fn read_outcome(&mut self, batch: &Batch, end: u32) -> Result<()> {
         let mut acknowledged = false;
         let mut failures = Vec::new();
         let mut is_stale = false;
         while let Some(length) = receive(&self.fd, &mut self.datagram, libc::MSG_DONTWAIT)? {
             for message in Messages::new(&self.datagram[..length]) {
                 let Some(answer) = Answer::decode(&message) else { continue };
+                if message.sequence > end {
+                    continue;
+                }
                 let index = batch.index_of(message.sequence);
                 match answer.errno {
                     0 => acknowledged |= index == Some(batch.len() - 1),

@@ -237,6 +237,44 @@ mod tests {
         }
     }
 
+    /// Captured from `nft --debug=mnl` 1.0.6 for
+    /// `map eps { typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport; comment "hello"; }`.
+    #[cfg(target_endian = "little")]
+    const ENDPOINTS: &str = "\
+        000400000000010400000000036000040d00000001580014000407000000010c00040c0000000104\
+        0c000000010e00040900000001060004100000000214000407000000010c00040b00000001040200\
+        0000031a0004170000000112000401000000010400000100020400000000043400040d000000012c\
+        0014000407000000010c00040c00000001040c0000000114000407000000010c00040b0000000104\
+        02000000060400000000070668656c6c6f00";
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn a_map_is_described_as_nft_does_it() {
+        let key = [Field::IP_DADDR, Field::L4PROTO, Field::TH_DPORT, Field::random(65536)];
+        let mut map = Set::map("eps", key, [Field::IP_DADDR, Field::TH_DPORT]);
+        map.comment = Some("hello".to_owned());
+        let mut w = Writer::default();
+        encode_set(13, &map, &mut w);
+        let hex: String = w.buffer[4..182].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, ENDPOINTS);
+
+        let told = decode_set(&w.buffer[4..182]);
+        assert_eq!(told.key, key.map(|field| field.origin.unwrap()));
+        assert_eq!(told.data.len(), 2);
+        assert_eq!(told.comment.as_deref(), Some("hello"));
+    }
+
+    #[test]
+    fn a_set_whose_description_does_not_fit_is_refused() {
+        let mut set = Set::new("s", [Field::IP6_DADDR, Field::L4PROTO, Field::TH_DPORT]);
+        for (length, fits) in [(100, true), (253, false)] {
+            set.comment = Some("c".repeat(length));
+            let mut w = Writer::default();
+            encode_set(13, &set, &mut w);
+            assert_eq!(w.take_fault().is_none(), fits, "{length}");
+        }
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

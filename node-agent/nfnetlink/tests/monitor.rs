@@ -2,15 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
-mod support;
+#[path = "support/namespace.rs"]
+mod namespace;
+#[path = "support/nft.rs"]
+mod nft;
 
 use std::io::ErrorKind;
 
+use namespace::in_fresh_namespace;
 use nfnetlink::{
     Batch, Chain, Change, Element, Event, Family, Field, Monitor, ObjectKind, Set, Socket, Table, TableRef,
     Value,
 };
-use support::{in_fresh_namespace, nft};
+use nft::nft;
 
 const TABLE: TableRef<'_> = TableRef::new(Family::Ip, "t");
 

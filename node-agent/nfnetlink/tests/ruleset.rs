@@ -2,10 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
-mod support;
+#[path = "support/namespace.rs"]
+mod namespace;
+#[path = "support/nft.rs"]
+mod nft;
 
 use std::time::Duration;
 
+use namespace::in_fresh_namespace;
 use nfnetlink::expr::{
     Bitwise, Cmp, CmpOp, Counter, CtState, CtStatus, Dynset, DynsetOp, Limit, LimitUnit, Masquerade, Nat,
     NatFlags, NatKind, Numgen, NumgenKind, Reject,
@@ -14,7 +18,7 @@ use nfnetlink::{
     Batch, Chain, ChainKind, DataType, Dumped, Element, ElementData, Expr, Family, Field, Hook, MapData,
     Policy, Reg, Rule, Set, Socket, Table, TableRef, Value, Verdict,
 };
-use support::{in_fresh_namespace, nft};
+use nft::nft;
 
 /// A ruleset as values.
 struct Ruleset {
@@ -359,6 +363,33 @@ fn nft_prints_what_was_written() {
             }
         });
     }
+}
+
+/// The layout is nft's own: what it makes of the same words reads as the same set.
+#[test]
+fn sets_that_nft_made_are_read_alike() {
+    in_fresh_namespace(|| {
+        let text = r#"
+            table ip fairlead {
+                map eps {
+                    typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport
+                    comment "endpoints"
+                }
+                set n-2 { typeof ip daddr . meta l4proto . th dport; }
+                set plain { type ipv4_addr . inet_proto . inet_service; }
+                set ports { typeof th dport; }
+                set ranges { typeof ip saddr; flags interval; }
+                set allowed { typeof ip daddr . ip saddr; flags interval; }
+                set affinity { typeof ip saddr; size 65535; flags dynamic, timeout; timeout 3h; }
+                map verdicts { typeof meta l4proto : verdict; }
+                map marks { typeof meta l4proto : meta mark; }
+            }
+        "#;
+        nft(&[text]);
+        let listed = Socket::open().unwrap().sets(TableRef::new(Family::Ip, "fairlead")).unwrap();
+        let made: Vec<Set> = listed.into_iter().map(|listed| listed.item).collect();
+        assert_eq!(made, sets(Family::Ip));
+    });
 }
 
 #[test]

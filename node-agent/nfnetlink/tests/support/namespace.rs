@@ -1,7 +1,5 @@
 //! A network namespace for one test.
 
-use std::process::Command;
-
 /// Runs `test` in a thread of its own with a fresh network namespace, which goes with
 /// the thread. Sockets opened in it, and programs started from it, see that namespace.
 pub(crate) fn in_fresh_namespace(test: impl FnOnce() + Send) {
@@ -15,15 +13,4 @@ pub(crate) fn in_fresh_namespace(test: impl FnOnce() + Send) {
             std::panic::resume_unwind(panic);
         }
     });
-}
-
-/// Runs the host's `nft` in the thread's namespace and returns what it prints.
-pub(crate) fn nft(args: &[&str]) -> String {
-    let output = Command::new("nft")
-        .args(args)
-        .output()
-        .expect("these tests need the `nft` program (Debian: nftables)");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "nft {args:?}: {}: {errors}", output.status);
-    String::from_utf8(output.stdout).unwrap()
 }
