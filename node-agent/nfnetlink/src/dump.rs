@@ -272,7 +272,7 @@ mod tests {
     use super::*;
     use crate::batch::Batch;
     use crate::chain::{ChainKind, Hook};
-    use crate::data_types::{Reg, Value};
+    use crate::data_types::Value;
     use crate::expr::Expr;
     use crate::set::Field;
     use proptest::prelude::*;
