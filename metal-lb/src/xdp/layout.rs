@@ -1,0 +1,159 @@
+//! Mirrors of `structs.h`. Addresses and ports are in network order, as in the packets.
+
+use std::net::Ipv4Addr;
+
+/// A struct that is shared with the program byte for byte.
+///
+/// # Safety
+/// The type is `repr(C)`, has no padding that is not spelled out, and every bit pattern is valid.
+pub unsafe trait Shared: Copy + Default {
+    fn as_bytes(&self) -> &[u8] {
+        // SAFETY: the implementor has no uninitialised bytes, and u8 needs no alignment.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+
+    /// `None` when the length is not the struct's.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        // SAFETY: the length is checked, every bit pattern is valid, and the read is unaligned.
+        (bytes.len() == size_of::<Self>()).then(|| unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+    }
+}
+
+macro_rules! shared {
+    ($($(#[$doc:meta])* struct $name:ident[$size:literal] { $($field:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct $name { $(pub $field: $type,)* }
+        const _: () = assert!(size_of::<$name>() == $size);
+        // SAFETY: repr(C), the fields are integers and arrays of them, and they add up to the size:
+        // there is no padding.
+        unsafe impl Shared for $name {}
+        const _: () = assert!(0 $(+ size_of::<$type>())* == $size);
+    )*};
+}
+
+shared! {
+    /// What the program reads of the control process.
+    struct Control[80] {
+        heartbeat_ns: u64,
+        generation_term: u64,
+        generation_counter: u64,
+        half_open_ns: u64,
+        established_ns: u64,
+        closing_ns: u64,
+        udp_ns: u64,
+        probe_address: u32,
+        probe_port: u16,
+        port_first: u16,
+        port_count: u16,
+        mac: [u8; 6],
+        zero: u64,
+    }
+
+    struct Vip[4] {
+        owned: u32,
+    }
+
+    struct ListenerKey[8] {
+        vip: u32,
+        port: u16,
+        protocol: u8,
+        zero: u8,
+    }
+
+    struct Listener[16] {
+        table: u32,
+        zero: u32,
+        fingerprint: u64,
+    }
+
+    struct Target[20] {
+        address: u32,
+        port: u16,
+        mac: [u8; 6],
+        table: u32,
+        active: u32,
+    }
+
+    struct FlowKey[16] {
+        client: u32,
+        vip: u32,
+        client_port: u16,
+        port: u16,
+        protocol: u8,
+        zero: [u8; 3],
+    }
+
+    struct Forward[12] {
+        target: u32,
+        target_address: u32,
+        target_port: u16,
+        source_port: u16,
+    }
+
+    struct ReverseKey[16] {
+        vip: u32,
+        target_address: u32,
+        source_port: u16,
+        target_port: u16,
+        protocol: u8,
+        zero: [u8; 3],
+    }
+
+    struct Reverse[32] {
+        last_seen_ns: u64,
+        client: u32,
+        client_port: u16,
+        port: u16,
+        client_mac: [u8; 6],
+        state: u8,
+        zero: u8,
+        target: u32,
+        zero2: u32,
+    }
+
+    struct Counters[24] {
+        packets: u64,
+        bytes: u64,
+        new_flows: u64,
+    }
+
+    /// A liveness probe, all fields in network order.
+    struct Probe[40] {
+        magic: u32,
+        kind: u32,
+        nonce: u64,
+        generation_term: u64,
+        generation_counter: u64,
+        control_age_ms: u32,
+        zero: u32,
+    }
+}
+
+/// The names of `enum verdict_reason`, in its order.
+pub const REASONS: [&str; 11] = [
+    "malformed",
+    "fragment",
+    "ip_options",
+    "not_owner",
+    "no_listener",
+    "no_target",
+    "no_connection",
+    "no_source_port",
+    "ttl",
+    "table_full",
+    "icmp_passed",
+];
+
+pub const PROBE_MAGIC: u32 = 0x464c_5042;
+pub const PROBE_REQUEST: u32 = 1;
+pub const PROBE_ANSWER: u32 = 2;
+
+pub fn address_to_net(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+pub fn address_from_net(address: u32) -> Ipv4Addr {
+    Ipv4Addr::from(address.to_ne_bytes())
+}
