@@ -48,7 +48,7 @@ pub struct Dirty {
     pub nodes: BTreeSet<NodeName>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct World {
     services: Index<ServiceName, Service>,
     slices: Index<ObjectName, EndpointSlice>,
@@ -196,14 +196,14 @@ impl Dirty {
 }
 
 /// One kind's objects with the epoch of their last sighting.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Index<K, V> {
     entries: BTreeMap<K, Entry<V>>,
     epoch: u32,
     listed: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry<V> {
     value: V,
     epoch: u32,

@@ -1,0 +1,24 @@
+//! See the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cloud_controller::args::{Cli, Verb};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let ended = match Cli::parse().verb {
+        Verb::Run(args) => {
+            daemon::log::init(args.log_format);
+            cloud_controller::run::run(args).await
+        }
+        Verb::Plan(args) => cloud_controller::plan_verb::run(args).await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cloud-controller: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
