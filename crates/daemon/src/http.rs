@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,19 +15,28 @@ use hyper::service::service_fn;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::Readiness;
+use crate::{Readiness, metrics};
 
 pub type Response = hyper::Response<Full<Bytes>>;
 pub type Request = hyper::http::request::Parts;
 
 type Handler = Box<dyn Fn(&Request) -> Response + Send + Sync>;
 
-const MAX_CONNECTIONS: usize = 64;
+/// Health checks of many load balancers come to one port, most of them without keep-alive.
+const MAX_CONNECTIONS: usize = 256;
+/// For the headers of a request, and for the silence between two requests on one connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that lives longer is not a probe's; a client that never reads its answer ends here.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long answers that have begun may take after a stop.
+const DRAIN: Duration = Duration::from_secs(1);
+/// Between two failed accepts (no file descriptors left, most often).
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Handlers by exact path.
 #[derive(Default)]
@@ -101,38 +111,55 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Answers until cancelled.
+    /// Answers until cancelled; then answers that have begun are finished, for a second at most.
     ///
     /// # Errors
     /// None so far; a failed accept is retried.
     pub async fn run(self, cancel: CancellationToken) -> anyhow::Result<()> {
+        let limits = Limits { header: HEADER_TIMEOUT, connection: CONNECTION_TIMEOUT };
+        self.run_within(limits, cancel).await
+    }
+
+    async fn run_within(self, limits: Limits, cancel: CancellationToken) -> anyhow::Result<()> {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let slot = tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
-                slot = Arc::clone(&slots).acquire_owned() => slot?,
-            };
-            let stream = tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        tracing::warn!(%error, "accepting a probe connection failed; trying again");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    }
-                },
-            };
+        let mut connections = JoinSet::new();
+        while let Some((stream, slot)) = cancel.run_until_cancelled(self.accept(&slots)).await {
             let (router, cancel) = (Arc::clone(&self.router), cancel.clone());
-            tokio::spawn(async move {
-                serve_connection(stream, &router, cancel).await;
+            connections.spawn(async move {
+                serve_connection(stream, &router, limits, cancel).await;
                 drop(slot);
             });
+            while connections.try_join_next().is_some() {}
+        }
+        let finished = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, finished).await.is_err() {
+            tracing::debug!(left = connections.len(), "some probe connections were cut");
+        }
+        Ok(())
+    }
+
+    /// The next connection, once there is room for one.
+    async fn accept(&self, slots: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
+        let slot = Arc::clone(slots).acquire_owned().await.expect("the slots are never closed");
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => return (stream, slot),
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a probe connection failed; trying again");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
         }
     }
 }
 
-async fn serve_connection(stream: tokio::net::TcpStream, router: &Router, cancel: CancellationToken) {
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    header: Duration,
+    connection: Duration,
+}
+
+async fn serve_connection(stream: TcpStream, router: &Router, limits: Limits, cancel: CancellationToken) {
     let answer = |request: hyper::Request<Incoming>| {
         let (parts, _) = request.into_parts();
         let response = router.answer(&parts);
@@ -140,13 +167,22 @@ async fn serve_connection(stream: tokio::net::TcpStream, router: &Router, cancel
     };
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(limits.header)
         .serve_connection(TokioIo::new(stream), service_fn(answer));
-    tokio::select! {
-        () = cancel.cancelled() => {}
-        ended = connection => if let Err(error) = ended {
-            tracing::debug!(%error, "a probe connection ended early");
-        },
+    let served = async {
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = cancel.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    match tokio::time::timeout(limits.connection, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a probe connection ended early"),
+        Err(_) => tracing::debug!("a probe connection was open for too long and is closed"),
     }
 }
 
@@ -168,19 +204,7 @@ pub fn standard_routes(readiness: Readiness, registry: Arc<Mutex<Registry>>) -> 
                 text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", missing.join(", ")))
             }
         })
-        .get("/metrics", move |_| metrics(&registry))
-}
-
-/// The registry in the OpenMetrics text format.
-pub fn metrics(registry: &Mutex<Registry>) -> Response {
-    let mut body = String::new();
-    let registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
-    match prometheus_client::encoding::text::encode(&mut body, &registry) {
-        Ok(()) => {
-            with_type(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
-        }
-        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-    }
+        .get("/metrics", move |_| metrics::page(&registry))
 }
 
 pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response {
@@ -191,7 +215,7 @@ pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
     with_type(status, "application/json", body)
 }
 
-fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+pub(crate) fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
@@ -207,47 +231,160 @@ impl std::fmt::Debug for Router {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
 
     use super::*;
 
-    async fn get(address: SocketAddr, path: &str) -> String {
-        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    struct Running {
+        address: SocketAddr,
+        cancel: CancellationToken,
+        task: JoinHandle<anyhow::Result<()>>,
+    }
+
+    impl Running {
+        async fn start(router: Router, limits: Limits) -> Self {
+            let server = Server::bind("127.0.0.1:0".parse().unwrap(), router).await.unwrap();
+            let (address, cancel) = (server.local_addr().unwrap(), CancellationToken::new());
+            let task = tokio::spawn(server.run_within(limits, cancel.clone()));
+            Self { address, cancel, task }
+        }
+
+        async fn connect(&self) -> TcpStream {
+            TcpStream::connect(self.address).await.unwrap()
+        }
+
+        async fn ask(&self, request: &str) -> String {
+            let mut stream = self.connect().await;
+            stream.write_all(request.as_bytes()).await.unwrap();
+            rest(stream).await
+        }
+
+        async fn get(&self, path: &str) -> String {
+            self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await
+        }
+
+        async fn stop(self) {
+            self.cancel.cancel();
+            tokio::time::timeout(DEADLINE, self.task).await.expect("the server stops").unwrap().unwrap();
+        }
+    }
+
+    /// Everything until the server closes.
+    async fn rest(mut stream: TcpStream) -> String {
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
+        tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer)).await.expect("it closes").unwrap();
         answer
     }
+
+    const PATIENT: Limits = Limits { header: DEADLINE, connection: DEADLINE };
+    const HASTY: Duration = Duration::from_millis(50);
 
     #[tokio::test]
     async fn readyz_lists_what_is_missing_until_it_has_happened() {
         let readiness = Readiness::default();
         let token = readiness.task("first-plan");
         let router = standard_routes(readiness, Arc::new(Mutex::new(Registry::default())));
-        let server = Server::bind("127.0.0.1:0".parse().unwrap(), router).await.unwrap();
-        let (address, cancel) = (server.local_addr().unwrap(), CancellationToken::new());
-        let running = tokio::spawn(server.run(cancel.clone()));
+        let server = Running::start(router, PATIENT).await;
 
-        let before = get(address, "/readyz").await;
+        let before = server.get("/readyz").await;
         assert!(
             before.starts_with("HTTP/1.1 503") && before.ends_with("waiting for: first-plan\n"),
             "{before}"
         );
         token.done();
-        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
-        assert!(get(address, "/livez").await.ends_with("ok\n"));
-        assert!(get(address, "/metrics").await.contains("# EOF"));
-        assert!(get(address, "/nothing").await.starts_with("HTTP/1.1 404"));
+        assert!(server.get("/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(server.get("/livez").await.ends_with("ok\n"));
+        assert!(server.get("/metrics").await.contains("# EOF"));
+        server.stop().await;
+    }
 
-        cancel.cancel();
-        running.await.unwrap().unwrap();
+    #[tokio::test]
+    async fn a_path_is_matched_as_a_whole_and_only_get_and_head_are_answered() {
+        let router = Router::new().get("/healthz", |_| text(StatusCode::OK, "fine\n"));
+        let server = Running::start(router, PATIENT).await;
+        let table = [
+            ("GET /healthz", "200"),
+            ("GET /healthz?verbose", "200"),
+            ("HEAD /healthz", "200"),
+            ("GET /healthz/", "404"),
+            ("GET /", "404"),
+            ("PUT /healthz", "405"),
+        ];
+        for (line, status) in table {
+            let request = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let answer = server.ask(&request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
+            assert_eq!(
+                answer.ends_with("fine\n"),
+                line.starts_with("GET") && status == "200",
+                "{line}: {answer}"
+            );
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn otherwise_answers_what_no_route_does() {
+        let router = Router::new().otherwise(|request| text(StatusCode::OK, request.uri.path().to_owned()));
+        let server = Running::start(router, PATIENT).await;
+        assert!(server.get("/any/path").await.ends_with("/any/path"));
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn one_connection_carries_many_requests_and_a_stop_closes_it_while_idle() {
+        let server =
+            Running::start(Router::new().get("/livez", |_| text(StatusCode::OK, "ok\n")), PATIENT).await;
+        let mut stream = server.connect().await;
+        for _ in 0..2 {
+            stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let (mut answer, mut chunk) = (String::new(), [0; 512]);
+            while !answer.ends_with("\r\n\r\nok\n") {
+                let read = tokio::time::timeout(DEADLINE, stream.read(&mut chunk)).await.unwrap().unwrap();
+                assert_ne!(read, 0, "closed after {answer:?}");
+                answer.push_str(std::str::from_utf8(&chunk[..read]).unwrap());
+            }
+        }
+        server.stop().await;
+        assert_eq!(rest(stream).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_and_one_that_never_finishes_are_closed() {
+        for (limits, sent) in [
+            (Limits { header: HASTY, connection: DEADLINE }, ""),
+            (Limits { header: HASTY, connection: DEADLINE }, "GET /livez HTTP/1.1\r\nHost:"),
+            (Limits { header: DEADLINE, connection: HASTY }, ""),
+        ] {
+            let server = Running::start(Router::new(), limits).await;
+            let answer = server.ask(sent).await;
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{limits:?}: {answer}");
+            server.stop().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn beyond_the_limit_connections_wait_for_room() {
+        let router = Router::new().get("/livez", |_| text(StatusCode::OK, "ok\n"));
+        let server = Running::start(router, PATIENT).await;
+        let mut idle = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            idle.push(server.connect().await);
+        }
+        let mut waiting = Box::pin(server.get("/livez"));
+        assert!(tokio::time::timeout(HASTY, waiting.as_mut()).await.is_err(), "there is no room");
+        idle.pop();
+        assert!(tokio::time::timeout(DEADLINE, waiting).await.expect("there is room").ends_with("ok\n"));
+        server.stop().await;
     }
 
     #[tokio::test]
     async fn a_taken_port_is_an_error_that_names_it() {
         let first = Server::bind("127.0.0.1:0".parse().unwrap(), Router::new()).await.unwrap();
         let address = first.local_addr().unwrap();
-        let error = Server::bind(address, Router::new()).await.unwrap_err();
+        let error = serve(address, Router::new(), CancellationToken::new()).await.unwrap_err();
         assert!(error.to_string().contains(&address.to_string()), "{error}");
     }
 }

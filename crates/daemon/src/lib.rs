@@ -2,6 +2,7 @@
 
 pub mod http;
 pub mod log;
+pub mod metrics;
 mod ready;
 mod shutdown;
 mod tasks;

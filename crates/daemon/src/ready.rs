@@ -1,12 +1,13 @@
 //! Readiness as a set of named things that have to happen first.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Shared by the program, which takes tokens, and `/readyz`, which lists the missing ones.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
-    missing: Arc<Mutex<BTreeSet<&'static str>>>,
+    /// How many tokens of each name are not done.
+    missing: Arc<Mutex<BTreeMap<&'static str, usize>>>,
 }
 
 /// One thing that has to happen before the program is ready.
@@ -20,16 +21,16 @@ pub struct ReadyToken {
 impl Readiness {
     /// Names a thing that readiness waits for until its token is done.
     pub fn task(&self, name: &'static str) -> ReadyToken {
-        self.lock().insert(name);
+        *self.lock().entry(name).or_default() += 1;
         ReadyToken { name, readiness: self.clone() }
     }
 
     /// What has not happened yet, by name.
     pub fn missing(&self) -> Vec<&'static str> {
-        self.lock().iter().copied().collect()
+        self.lock().keys().copied().collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, usize>> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -38,8 +39,13 @@ impl ReadyToken {
     /// It happened. A token that is dropped without this keeps the program unready: whoever held
     /// it died first.
     pub fn done(self) {
-        if self.readiness.lock().remove(self.name) {
-            tracing::info!(subsystem = self.name, "ready");
+        let mut missing = self.readiness.lock();
+        if let Some(left) = missing.get_mut(self.name) {
+            *left -= 1;
+            if *left == 0 {
+                missing.remove(self.name);
+                tracing::info!(subsystem = self.name, "ready");
+            }
         }
     }
 }
@@ -56,5 +62,15 @@ mod tests {
         assert_eq!(readiness.missing(), ["watch"]);
         drop(second);
         assert_eq!(readiness.missing(), ["watch"]);
+    }
+
+    #[test]
+    fn tokens_of_one_name_must_all_be_done() {
+        let readiness = Readiness::default();
+        let (first, second) = (readiness.task("listener"), readiness.task("listener"));
+        first.done();
+        assert_eq!(readiness.missing(), ["listener"]);
+        second.done();
+        assert!(readiness.missing().is_empty());
     }
 }

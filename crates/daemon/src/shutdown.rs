@@ -3,7 +3,8 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Listens for SIGTERM and SIGINT.
+/// Listens for SIGTERM and SIGINT, for as long as the process runs: dropping this does not give the
+/// signals back their default of ending the process.
 #[derive(Debug, Clone)]
 pub struct Shutdown {
     graceful: CancellationToken,
@@ -35,6 +36,11 @@ impl Shutdown {
     /// Cancelled by the first signal.
     pub fn token(&self) -> CancellationToken {
         self.graceful.clone()
+    }
+
+    /// Whether a second signal has come.
+    pub fn is_forced(&self) -> bool {
+        self.forced.is_cancelled()
     }
 
     /// Resolves at the second signal: stop waiting for anything.
