@@ -1,0 +1,149 @@
+//! A network namespace, and how to do something inside it.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Where `ip netns` keeps its namespaces, so that a person can enter ours by name.
+const DIRECTORY: &str = "/run/netns";
+
+/// A namespace that ends with this value. Processes inside must be gone by then to free it.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    path: PathBuf,
+    file: fs::File,
+}
+
+impl Netns {
+    /// A new, empty namespace with its loopback up.
+    ///
+    /// # Errors
+    /// Without root, or when the name is taken.
+    pub fn create(name: &str) -> Result<Arc<Self>> {
+        run_ip(&["netns", "add", name], None).with_context(|| format!("creating the namespace {name}"))?;
+        let path = Path::new(DIRECTORY).join(name);
+        let file = fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let netns = Arc::new(Self { name: name.to_owned(), path, file });
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that stands for the namespace.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace. Sockets that it opens stay there.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace it made");
+                work()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A non-blocking socket that lives in the namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses to open one.
+    pub fn socket(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
+        let socket = self.enter(|| Socket::new(domain, kind, protocol))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
+
+    /// Runs a tool inside and returns what it printed.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails; with what it said.
+    pub fn tool(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.enter(|| Command::new(program).args(arguments).stdin(Stdio::null()).output());
+        checked(output, || format!("{program} {} in {}", arguments.join(" "), self.name))
+    }
+
+    /// Runs `ip` commands inside, one a line.
+    ///
+    /// # Errors
+    /// At the first line that fails; with what `ip` said.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        run_ip(&["-n", &self.name, "-batch", "-"], Some(lines)).with_context(|| format!("in {}", self.name))
+    }
+
+    /// Sets kernel parameters under `/proc/sys/net`, for instance `ipv4/ip_forward`.
+    ///
+    /// # Errors
+    /// With the parameter that could not be written.
+    pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
+        self.enter(|| {
+            settings.iter().try_for_each(|(name, value)| {
+                fs::write(Path::new("/proc/sys/net").join(name), value)
+                    .with_context(|| format!("setting net/{name} to {value}"))
+            })
+        })
+        .with_context(|| format!("in {}", self.name))
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        delete(&self.name);
+    }
+}
+
+/// Deletes the namespace of that name, if there is one.
+pub fn delete(name: &str) {
+    // A namespace that is gone already was swept by another: nothing to say.
+    let _ = run_ip(&["netns", "delete", name], None);
+}
+
+/// The names of all namespaces that begin with `prefix`.
+pub fn with_prefix(prefix: &str) -> Vec<String> {
+    fs::read_dir(DIRECTORY)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with(prefix))
+        .collect()
+}
+
+fn run_ip(arguments: &[&str], input: Option<&str>) -> Result<()> {
+    let start = || -> io::Result<Output> {
+        let mut child = Command::new("ip")
+            .args(arguments)
+            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let (Some(text), Some(mut stdin)) = (input, child.stdin.take()) {
+            stdin.write_all(text.as_bytes())?;
+        }
+        child.wait_with_output()
+    };
+    checked(start(), || format!("ip {}\n{}", arguments.join(" "), input.unwrap_or_default())).map(drop)
+}
+
+fn checked(output: io::Result<Output>, what: impl Fn() -> String) -> Result<String> {
+    let output = output.with_context(|| format!("starting {}: is it installed? run scripts/setup", what()))?;
+    ensure!(
+        output.status.success(),
+        "{} failed ({}): {}",
+        what(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

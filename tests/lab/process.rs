@@ -1,0 +1,191 @@
+//! Programs that are started again a second after they die, as a kubelet or systemd would do.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use crate::spawn::{Spawner, Spec};
+use crate::wait;
+
+/// Between a death and the next start.
+pub const RESTART_DELAY: Duration = Duration::from_secs(1);
+
+/// A supervised program. Dropping it kills the process.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    log: PathBuf,
+    orders: mpsc::Sender<Order>,
+    state: watch::Receiver<State>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Stop,
+    Start,
+}
+
+/// What became of a program so far.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// The running process, if one runs.
+    pub pid: Option<u32>,
+    pub starts: u32,
+    pub last_exit: Option<ExitStatus>,
+}
+
+impl Program {
+    /// # Errors
+    /// When it cannot be started the first time.
+    pub async fn start(name: &str, spawner: &Spawner, spec: Spec) -> Result<Self> {
+        let child = spawner.spawn(&spec).await?;
+        let (publish, state) = watch::channel(State { pid: child.id(), starts: 1, last_exit: None });
+        let (orders, inbox) = mpsc::channel(4);
+        let log = spec.log.clone();
+        tokio::spawn(supervise(spawner.clone(), spec, child, inbox, publish));
+        Ok(Self { name: name.to_owned(), log, orders, state })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// How often it was started again.
+    pub fn restarts(&self) -> u32 {
+        self.state.borrow().starts - 1
+    }
+
+    /// Sends a signal to the running process.
+    ///
+    /// # Errors
+    /// When none runs right now.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.state.borrow().pid.with_context(|| format!("{} is not running", self.name))?;
+        let pid = i32::try_from(pid).context("a pid fits 22 bits")?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("sending {signal} to {}", self.name))
+    }
+
+    /// Sends a signal, and waits until the next process runs.
+    ///
+    /// # Errors
+    /// When it was not running, or is not started again.
+    pub async fn signal_and_await_restart(&self, signal: Signal) -> Result<()> {
+        let before = self.state().starts;
+        self.signal(signal)?;
+        wait::until(&format!("{} runs again after {signal}", self.name), Duration::from_secs(40), async || {
+            match self.state() {
+                State { pid: Some(_), starts, .. } if starts > before => Ok(()),
+                state => bail!("{state:?}"),
+            }
+        })
+        .await
+    }
+
+    /// SIGTERM, and no new start until [`Self::resume`]. Returns once the process is gone.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn stop(&self) -> Result<()> {
+        self.orders.send(Order::Stop).await.context("the supervisor ended")?;
+        wait::until(&format!("{} ended", self.name), Duration::from_secs(40), async || match self.state() {
+            State { pid: None, .. } => Ok(()),
+            state => bail!("{state:?}"),
+        })
+        .await
+    }
+
+    /// Starts it again after [`Self::stop`].
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn resume(&self) -> Result<()> {
+        self.orders.send(Order::Start).await.context("the supervisor ended")?;
+        wait::until(&format!("{} runs", self.name), Duration::from_secs(5), async || match self.state() {
+            State { pid: Some(_), .. } => Ok(()),
+            state => bail!("{state:?}"),
+        })
+        .await
+    }
+
+    /// The last lines of its log, for messages about what went wrong.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// Owns the child; ends, and kills it, when nobody can give orders any more.
+async fn supervise(
+    spawner: Spawner,
+    spec: Spec,
+    child: Child,
+    mut orders: mpsc::Receiver<Order>,
+    state: watch::Sender<State>,
+) {
+    let mut running = Some(child);
+    let mut wanted = true;
+    loop {
+        tokio::select! {
+            order = orders.recv() => match order {
+                None => return,
+                Some(Order::Stop) => {
+                    wanted = false;
+                    if let Some(pid) = running.as_ref().and_then(Child::id).and_then(|pid| i32::try_from(pid).ok()) {
+                        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+                    }
+                }
+                Some(Order::Start) => wanted = true,
+            },
+            exit = exited(&mut running) => {
+                running = None;
+                state.send_modify(|state| {
+                    state.pid = None;
+                    state.last_exit = exit;
+                });
+                if wanted {
+                    sleep(RESTART_DELAY).await;
+                }
+            }
+        }
+        if wanted && running.is_none() {
+            match spawner.spawn(&spec).await {
+                Ok(child) => {
+                    state.send_modify(|state| {
+                        state.pid = child.id();
+                        state.starts += 1;
+                    });
+                    running = Some(child);
+                }
+                Err(error) => {
+                    tracing::warn!(program = %spec.program.display(), "not started again: {error:#}");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The exit of the running child; never, if none runs.
+async fn exited(running: &mut Option<Child>) -> Option<ExitStatus> {
+    match running {
+        Some(child) => child.wait().await.ok(),
+        None => std::future::pending().await,
+    }
+}
