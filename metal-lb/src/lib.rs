@@ -1,7 +1,23 @@
 //! The L4 balancer: takes packets for VIPs in XDP, spreads them over nodes, and decides with its
 //! peers which host answers for which VIP.
+//!
+//! ```text
+//! document (server, store, file) ─┐
+//! health ─ neighbours ─ members ──┴─▶ resolve ─▶ Desired ─▶ plan ─▶ xdp::apply ─▶ maps
+//!                                        └──────▶ HostState (GET /v1/state)
+//! ```
 
+pub mod args;
 pub mod desired;
+pub mod health;
+pub mod l2;
+pub mod members;
+pub mod neighbours;
 pub mod observed;
 pub mod plan;
+pub mod resolve;
+pub mod run;
+pub mod server;
+pub mod store;
+pub mod tls;
 pub mod xdp;

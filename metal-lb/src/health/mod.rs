@@ -1,0 +1,8 @@
+//! Whether a node takes new connections: asked once per node and check, however many listeners
+//! share it.
+
+mod machine;
+mod prober;
+
+pub use machine::{Machine, Verdict};
+pub use prober::{Checks, HealthReport, Probers};

@@ -1,0 +1,86 @@
+//! What a control process tells its peers: the VIPs it owns, authenticated by the tier's key.
+//!
+//! ```text
+//! JSON {"host","boot","sequence","owned"} ‖ HMAC-SHA256 (RFC 2104) of it
+//! ```
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use metal_lb_api::MemberKey;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+const TAG: usize = 32;
+const BLOCK: usize = 64;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub host: String,
+    /// Differs between lives of the process, so that `sequence` may begin anew.
+    pub boot: u64,
+    /// Grows with every hello: an old one cannot be replayed.
+    pub sequence: u64,
+    pub owned: BTreeSet<Ipv4Addr>,
+}
+
+impl Hello {
+    pub fn seal(&self, key: &MemberKey) -> Vec<u8> {
+        let mut message = serde_json::to_vec(self).expect("names and numbers always serialize");
+        let tag = hmac_sha256(key.as_bytes(), &message);
+        message.extend(tag);
+        message
+    }
+
+    /// `None` when the message is not from a holder of the key.
+    pub fn open(message: &[u8], key: &MemberKey) -> Option<Self> {
+        let (body, tag) = message.split_at_checked(message.len().checked_sub(TAG)?)?;
+        let expected = hmac_sha256(key.as_bytes(), body);
+        // No early exit: the time taken tells nothing about the tag.
+        let difference = expected.iter().zip(tag).fold(0, |d, (a, b)| d | (a ^ b));
+        (difference == 0).then(|| serde_json::from_slice(body).ok()).flatten()
+    }
+}
+
+/// RFC 2104 over SHA-256; `key` is at most a block long.
+fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; TAG] {
+    let pad = |byte: u8| {
+        let mut block = [byte; BLOCK];
+        block.iter_mut().zip(key).for_each(|(b, k)| *b ^= k);
+        block
+    };
+    let inner = Sha256::new().chain_update(pad(0x36)).chain_update(message).finalize();
+    Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tag_is_hmac_sha256_of_rfc_4231() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        assert_eq!(
+            hex(&hmac_sha256(b"Jefe", b"what do ya want for nothing?")),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+        assert_eq!(
+            hex(&hmac_sha256(&[0x0b; 20], b"Hi There")),
+            "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"
+        );
+    }
+
+    #[test]
+    fn only_a_holder_of_the_key_is_heard() {
+        let (key, other) = (MemberKey::new([7; 32]), MemberKey::new([8; 32]));
+        let owned = BTreeSet::from([Ipv4Addr::new(10, 0, 0, 1)]);
+        let hello = Hello { host: "lb-1".into(), boot: 1, sequence: 2, owned };
+        let sealed = hello.seal(&key);
+        assert_eq!(Hello::open(&sealed, &key), Some(hello));
+        assert_eq!(Hello::open(&sealed, &other), None);
+        let mut damaged = sealed.clone();
+        damaged[10] ^= 1;
+        assert_eq!(Hello::open(&damaged, &key), None);
+        assert_eq!(Hello::open(&sealed[..10], &key), None);
+    }
+}
