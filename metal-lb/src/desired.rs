@@ -1,4 +1,7 @@
-//! What the packet path should do: the pure input of [`crate::plan`].
+//! What this host should do with packets: the input of [`plan`](crate::plan).
+//!
+//! Health, drain, ownership and neighbours are decided by the caller; here stands only the
+//! outcome. IPv4 for now: an IPv6 listener will have its own key and its own maps.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,11 +9,31 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use metal_lb_api::NatProtocol;
 
-/// A link-layer address.
+/// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct Mac(pub [u8; 6]);
 
-/// A listener of the packet path: IPv4 only.
+/// The name of a node: what a target's share of the table depends on.
+pub type TargetIdentity = String;
+
+/// The whole wish. A listener counts only while `vips` holds its address.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Desired {
+    /// Which slice of the source ports new connections take; below [`metal_lb_api::Host::SLOTS`].
+    pub host_slot: u8,
+    /// Makes tables and flow hashes unpredictable to outsiders. Every host of the tier derives the
+    /// same one from the document (for instance from its member key).
+    pub seed: u64,
+    /// The address at which liveness probes are answered; none are without it.
+    pub probe_address: Option<Ipv4Addr>,
+    /// Whether this host owns it: answers ARP and echo requests for it and takes new connections.
+    /// Without it only those that exist go on, because a client's neighbour table may name this
+    /// host longer than the tier does.
+    pub vips: BTreeMap<Ipv4Addr, bool>,
+    pub listeners: BTreeMap<ListenerId, DesiredListener>,
+}
+
+/// What makes a listener unique on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId {
     pub vip: Ipv4Addr,
@@ -19,32 +42,60 @@ pub struct ListenerId {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Desired {
-    /// Every VIP of the document, and whether this host owns it now.
-    pub vips: BTreeMap<Ipv4Addr, bool>,
-    pub listeners: BTreeMap<ListenerId, DesiredListener>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DesiredListener {
-    /// `namespace/name`, for the plan's text.
+    /// `namespace/name`, for people.
     pub service: String,
-    /// By node name, which is what the Maglev table hashes. Only targets that get new connections:
-    /// health and draining are decided before. None at all drops what arrives, and counts it.
-    pub targets: BTreeMap<String, DesiredTarget>,
+    /// Those that get new connections now. None: what arrives is dropped and counted.
+    pub targets: BTreeMap<TargetIdentity, DesiredTarget>,
+    pub timeouts: Timeouts,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DesiredTarget {
     pub address: SocketAddrV4,
-    pub mac: Mac,
+    /// The next hop's; `None` while it does not resolve: what goes there is dropped and counted.
+    pub mac: Option<Mac>,
+    /// Share of the new connections relative to the listener's other targets. 0 gets none.
     pub weight: u32,
 }
 
+/// After how many idle seconds a connection is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    pub tcp_idle: u16,
+    pub udp_idle: u16,
+}
+
 impl Desired {
-    /// The VIP's listeners.
+    /// The listeners of one VIP; none unless the VIP itself is wanted.
     pub fn listeners_of(&self, vip: Ipv4Addr) -> impl Iterator<Item = (&ListenerId, &DesiredListener)> {
-        self.listeners.iter().filter(move |(id, _)| id.vip == vip)
+        let wanted = self.vips.contains_key(&vip);
+        self.listeners.range(ListenerId::all_of(vip)).filter(move |_| wanted)
+    }
+}
+
+impl ListenerId {
+    /// The range of a VIP's keys.
+    pub fn all_of(vip: Ipv4Addr) -> std::ops::RangeInclusive<Self> {
+        let first = Self { vip, protocol: NatProtocol::Tcp, port: 0 };
+        let last = Self { vip, protocol: NatProtocol::Udp, port: u16::MAX };
+        first..=last
+    }
+}
+
+impl Timeouts {
+    pub fn idle(self, protocol: NatProtocol) -> u16 {
+        match protocol {
+            NatProtocol::Tcp => self.tcp_idle,
+            NatProtocol::Udp => self.udp_idle,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    /// NLB's: 350 s for TCP, 120 s for UDP.
+    fn default() -> Self {
+        Self { tcp_idle: 350, udp_idle: 120 }
     }
 }
 

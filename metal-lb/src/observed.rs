@@ -1,6 +1,7 @@
 //! What the packet path does: a mirror of the pinned maps, read at start and kept by our own steps.
 //!
-//! It is also the tests' fake: [`Observed::apply`] obeys the rules that the program relies on.
+//! [`Observed::apply`] obeys the rules that the program relies on, so the mirror is also the heart
+//! of the tests' [`fake`](crate::plan::fake).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -10,27 +11,48 @@ use crate::plan::Step;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
+    /// `None` before the first document.
+    pub host: Option<HostSettings>,
     pub vips: BTreeMap<Ipv4Addr, bool>,
     pub listeners: BTreeMap<ListenerId, ObservedListener>,
-    /// By id; retired ones included, because connections may still name them.
+    /// By id; those that left their table included, because connections may still name them.
     pub targets: BTreeMap<u32, ObservedTarget>,
-    /// The slots of `tables` that hold a table.
-    pub tables: BTreeSet<u32>,
+    /// By number.
+    pub tables: BTreeMap<u32, ObservedTable>,
+}
+
+/// What belongs to the host and not to a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostSettings {
+    pub slot: u8,
+    pub seed: u64,
+    pub probe_address: Option<Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObservedListener {
     pub table: u32,
-    /// Of the table's content; see [`crate::plan::fingerprint`].
+    /// Seconds.
+    pub idle: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObservedTable {
+    pub listener: ListenerId,
+    /// Of its content; see [`crate::plan::fingerprint`].
     pub fingerprint: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObservedTarget {
-    pub table: u32,
+    pub listener: ListenerId,
     pub address: SocketAddrV4,
-    pub mac: Mac,
-    pub active: bool,
+    pub mac: Option<Mac>,
+    /// Gets new connections.
+    pub in_table: bool,
+    /// Out of its table, and silent for longer than any connection to it can live: no packet can
+    /// name it any more.
+    pub idle: bool,
 }
 
 /// A step that the program could not honour.
@@ -42,69 +64,89 @@ pub struct Refused {
 }
 
 impl Observed {
-    /// Applies one step, or says which rule it breaks.
+    /// Takes one step, or says which rule it breaks.
     ///
     /// # Errors
     /// [`Refused`]: the order of exposure (targets, table, listener, VIP) is broken.
     pub fn apply(&mut self, step: &Step) -> Result<(), Refused> {
-        let refuse = |why| Err(Refused { step: step.to_string(), why });
+        self.check(step).map_err(|why| Refused { step: step.to_string(), why })?;
         match step {
+            Step::SetHost(host) => self.host = Some(*host),
             Step::SetTarget { id, target, .. } => {
-                if *id == 0 {
-                    return refuse("0 means no target");
-                }
                 self.targets.insert(*id, *target);
             }
-            Step::RetireTarget { id } => match self.targets.get_mut(id) {
-                Some(target) => target.active = false,
-                None => return refuse("no such target"),
-            },
-            Step::ForgetTarget { id } => {
-                if self.targets.remove(id).is_none() {
-                    return refuse("no such target");
-                }
+            Step::RetireTarget { id } => {
+                self.targets.entry(*id).and_modify(|t| t.in_table = false);
             }
-            Step::BuildTable { table, targets, .. } => {
-                if targets.iter().any(|t| !self.targets.contains_key(&t.id)) {
-                    return refuse("the table names a target that does not exist");
-                }
-                self.tables.insert(*table);
+            Step::ForgetTarget { id } => {
+                self.targets.remove(id);
+            }
+            Step::SwapTable { table, listener, fingerprint, .. } => {
+                self.tables.insert(*table, ObservedTable { listener: *listener, fingerprint: *fingerprint });
             }
             Step::ClearTable { table } => {
-                if self.listeners.values().any(|l| l.table == *table) {
-                    return refuse("a listener still uses the table");
-                }
                 self.tables.remove(table);
             }
-            Step::SetListener { listener, table, fingerprint } => {
-                if !self.tables.contains(table) {
-                    return refuse("the listener names a table that does not exist");
-                }
-                self.listeners
-                    .insert(*listener, ObservedListener { table: *table, fingerprint: *fingerprint });
+            Step::SetListener { listener, table, idle } => {
+                self.listeners.insert(*listener, ObservedListener { table: *table, idle: *idle });
             }
             Step::RemoveListener { listener } => {
-                if self.listeners.remove(listener).is_none() {
-                    return refuse("no such listener");
-                }
+                self.listeners.remove(listener);
             }
             Step::SetVip { vip, owned } => {
                 self.vips.insert(*vip, *owned);
             }
             Step::RemoveVip { vip } => {
-                if self.listeners.keys().any(|l| l.vip == *vip) {
-                    return refuse("the address still has listeners");
-                }
-                if self.vips.remove(vip).is_none() {
-                    return refuse("no such address");
-                }
+                self.vips.remove(vip);
             }
         }
         Ok(())
     }
 
+    fn check(&self, step: &Step) -> Result<(), &'static str> {
+        let rule = |holds: bool, why| if holds { Ok(()) } else { Err(why) };
+        match step {
+            Step::SetTarget { id, target, .. } => {
+                rule(*id != 0, "0 means no target")?;
+                let same = |t: &ObservedTarget| t.listener == target.listener && t.address == target.address;
+                rule(self.targets.get(id).is_none_or(same), "the id is another target's")
+            }
+            Step::RetireTarget { id } => rule(self.targets.contains_key(id), "no such target"),
+            Step::ForgetTarget { id } => {
+                let target = self.targets.get(id).ok_or("no such target")?;
+                let listens = self.listeners.contains_key(&target.listener);
+                rule(target.idle || !listens, "connections may still name it")
+            }
+            Step::SwapTable { table, listener, members, .. } => {
+                let ours = |t: &ObservedTable| t.listener == *listener;
+                rule(self.tables.get(table).is_none_or(ours), "the table is another listener's")?;
+                let known = members.iter().all(|m| self.targets.get(&m.id).is_some_and(|t| t.in_table));
+                rule(known, "the table would name a target that does not exist")
+            }
+            Step::ClearTable { table } => {
+                rule(self.listeners.values().all(|l| l.table != *table), "a listener still uses the table")
+            }
+            Step::SetListener { listener, table, .. } => {
+                let ours = self.tables.get(table).is_some_and(|t| t.listener == *listener);
+                rule(ours, "the listener has no table of that number")
+            }
+            Step::RemoveListener { listener } => {
+                rule(self.listeners.contains_key(listener), "no such listener")
+            }
+            Step::RemoveVip { vip } => {
+                let empty = self.listeners.range(ListenerId::all_of(*vip)).next().is_none();
+                rule(empty, "the address still has listeners")
+            }
+            Step::SetHost(_) | Step::SetVip { .. } => Ok(()),
+        }
+    }
+
     /// Every address that has something programmed, to find what nobody wants any more.
     pub fn addresses(&self) -> BTreeSet<Ipv4Addr> {
-        self.vips.keys().copied().chain(self.listeners.keys().map(|l| l.vip)).collect()
+        let listeners = self.listeners.keys().copied();
+        let tables = self.tables.values().map(|t| t.listener);
+        let targets = self.targets.values().map(|t| t.listener);
+        let named = listeners.chain(tables).chain(targets).map(|l| l.vip);
+        self.vips.keys().copied().chain(named).collect()
     }
 }

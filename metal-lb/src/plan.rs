@@ -2,17 +2,19 @@
 //!
 //! Exposure goes upwards (targets, table, listener, address) and is taken back downwards, so that
 //! a packet never meets a table with holes or an address without listeners. A table is built aside
-//! and swapped as a whole: one batch a swap.
+//! and swapped as a whole. Plans are applied in turn: each is made from what the one before left.
 
-use std::collections::BTreeMap;
-use std::fmt;
+pub mod fake;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use siphasher::sip::SipHasher13;
 
 use crate::desired::{Desired, DesiredListener, ListenerId};
-use crate::observed::{Observed, ObservedTarget};
+use crate::observed::{HostSettings, Observed, ObservedListener, ObservedTarget};
 
 /// How many targets the program's array holds; id 0 is never one.
 pub const MAX_TARGETS: u32 = 65_536;
@@ -21,6 +23,8 @@ pub const MAX_TABLES: u32 = 4_096;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
+    SetHost(HostSettings),
+    /// New, back in the table, or reached by another MAC.
     SetTarget {
         id: u32,
         node: String,
@@ -33,11 +37,14 @@ pub enum Step {
     ForgetTarget {
         id: u32,
     },
-    BuildTable {
+    /// Builds a table aside and swaps it in.
+    SwapTable {
         table: u32,
         service: String,
         listener: ListenerId,
-        targets: Vec<TableTarget>,
+        members: Vec<Member>,
+        seed: u64,
+        fingerprint: u64,
     },
     ClearTable {
         table: u32,
@@ -45,7 +52,7 @@ pub enum Step {
     SetListener {
         listener: ListenerId,
         table: u32,
-        fingerprint: u64,
+        idle: u16,
     },
     RemoveListener {
         listener: ListenerId,
@@ -59,9 +66,9 @@ pub enum Step {
     },
 }
 
-/// A backend of a Maglev table.
+/// A target's place in a Maglev table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableTarget {
+pub struct Member {
     pub node: String,
     pub weight: u32,
     pub id: u32,
@@ -69,139 +76,210 @@ pub struct TableTarget {
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
-    /// A batch is applied as a whole; after any prefix of batches, planning again settles.
+    /// After any prefix of batches, also of a batch's steps, planning again settles.
     pub batches: Vec<Vec<Step>>,
     /// Why something cannot be programmed.
     pub notes: Vec<String>,
 }
 
-/// The steps for one VIP. Its cost is the VIP's listeners and their targets.
-pub fn plan(vip: Ipv4Addr, desired: &Desired, observed: &Observed) -> Plan {
-    let mut plan = Plan::default();
-    let mut ids = Ids::new(observed);
-    let wanted = desired.vips.get(&vip);
+/// What plans are applied to: the kernel's maps, or the tests' fake.
+pub trait Backend {
+    /// Reads back everything that is programmed.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    fn observe(&mut self) -> anyhow::Result<Observed>;
 
-    if wanted.is_none() && observed.vips.get(&vip) == Some(&true) {
-        // Withdraw before anything under the address goes away.
-        plan.batches.push(vec![Step::SetVip { vip, owned: false }]);
-    }
-    for (listener, state) in observed.listeners.iter().filter(|(l, _)| l.vip == vip) {
-        if wanted.is_none() || !desired.listeners.contains_key(listener) {
-            plan.batches.push(remove_listener(*listener, state.table, observed));
-        }
-    }
-    if let Some(owned) = wanted {
-        for (listener, target) in desired.listeners_of(vip) {
-            program_listener(*listener, target, observed, &mut ids, &mut plan);
-        }
-        if observed.vips.get(&vip) != Some(owned) {
-            plan.batches.push(vec![Step::SetVip { vip, owned: *owned }]);
-        }
-    } else if observed.vips.contains_key(&vip) {
-        plan.batches.push(vec![Step::RemoveVip { vip }]);
+    /// Takes the steps in order. After an error the steps before it stay: observe and plan again.
+    ///
+    /// # Errors
+    /// The refusal, with the step.
+    fn apply(&mut self, batch: &[Step]) -> anyhow::Result<()>;
+}
+
+/// The steps for what belongs to the host and not to a VIP. They come before any VIP's.
+pub fn plan_host(desired: &Desired, observed: &Observed) -> Plan {
+    let host =
+        HostSettings { slot: desired.host_slot, seed: desired.seed, probe_address: desired.probe_address };
+    let mut plan = Plan::default();
+    if observed.host != Some(host) {
+        plan.push(vec![Step::SetHost(host)]);
     }
     plan
 }
 
-/// What a crash between batches can leave behind and no listener names: tables and their targets.
-pub fn sweep(observed: &Observed) -> Plan {
-    let used = |table: u32| observed.listeners.values().any(|l| l.table == table);
-    let mut steps: Vec<Step> = observed
-        .tables
-        .iter()
-        .filter(|t| !used(**t))
-        .map(|table| Step::ClearTable { table: *table })
-        .collect();
-    let orphans = observed.targets.iter().filter(|(_, t)| !used(t.table));
-    steps.extend(orphans.map(|(id, _)| Step::ForgetTarget { id: *id }));
-    let batches = if steps.is_empty() { Vec::new() } else { vec![steps] };
-    Plan { batches, notes: Vec::new() }
+/// The steps for one VIP. Its cost is that of the VIP's listeners and their targets.
+pub fn plan(vip: Ipv4Addr, desired: &Desired, observed: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    let want = desired.vips.get(&vip).copied();
+    let have = observed.vips.get(&vip).copied();
+    let loses = have == Some(true) && want != Some(true);
+    if loses {
+        // Withdrawn before anything below it goes away.
+        plan.push(vec![Step::SetVip { vip, owned: false }]);
+    }
+    let ours = Ours::of(vip, observed);
+    let wanted: BTreeMap<_, _> = desired.listeners_of(vip).collect();
+    for listener in ours.keys().filter(|l| !wanted.contains_key(l)) {
+        plan.push(ours.removal_of(&listener));
+    }
+    let mut free = Free::new(observed);
+    for (listener, wish) in wanted {
+        program(*listener, wish, desired.seed, &ours, &mut free, &mut plan);
+    }
+    match want {
+        Some(owned) if have != want && !loses => plan.push(vec![Step::SetVip { vip, owned }]),
+        None if have.is_some() => plan.push(vec![Step::RemoveVip { vip }]),
+        _ => {}
+    }
+    plan
 }
 
 /// Names a table's content: equal exactly when the table would come out equal.
-pub fn fingerprint(targets: &[TableTarget]) -> u64 {
-    let mut hasher = SipHasher13::new();
-    for target in targets {
-        hasher.write(target.node.as_bytes());
-        hasher.write_u8(0);
-        hasher.write_u32(target.weight);
-        hasher.write_u32(target.id);
+pub fn fingerprint(seed: u64, members: &[Member]) -> u64 {
+    let mut hasher = SipHasher13::new_with_keys(seed, 0);
+    for member in members {
+        hasher.write(member.node.as_bytes());
+        hasher.write(&[0]);
+        hasher.write(&member.weight.to_be_bytes());
+        hasher.write(&member.id.to_be_bytes());
     }
     hasher.finish()
 }
 
-fn remove_listener(listener: ListenerId, table: u32, observed: &Observed) -> Vec<Step> {
-    let mut steps = vec![Step::RemoveListener { listener }, Step::ClearTable { table }];
-    let targets = observed.targets.iter().filter(|(_, t)| t.table == table);
-    steps.extend(targets.map(|(id, _)| Step::ForgetTarget { id: *id }));
-    steps
-}
-
-fn program_listener(
+fn program(
     listener: ListenerId,
-    want: &DesiredListener,
-    observed: &Observed,
-    ids: &mut Ids<'_>,
+    wish: &DesiredListener,
+    seed: u64,
+    ours: &Ours,
+    free: &mut Free<'_>,
     plan: &mut Plan,
 ) {
-    let have = observed.listeners.get(&listener);
-    let Some(table) = have.map(|l| l.table).or_else(|| ids.free_table()) else {
+    let Some(table) = ours.table_of(&listener).or_else(|| free.table()) else {
         plan.notes.push(format!("{listener} is not programmed: all {MAX_TABLES} tables are in use"));
         return;
     };
-    let known: BTreeMap<_, u32> =
-        observed.targets.iter().filter(|(_, t)| t.table == table).map(|(id, t)| (t.address, *id)).collect();
-
+    let mut known = ours.targets_of(&listener);
     let (mut steps, mut members) = (Vec::new(), Vec::new());
-    for (node, target) in &want.targets {
-        let Some(id) = known.get(&target.address).copied().or_else(|| ids.free_target()) else {
+    let mut named: BTreeMap<SocketAddrV4, u32> = BTreeMap::new();
+    for (node, target) in &wish.targets {
+        let have = known.remove(&target.address);
+        let id = named.get(&target.address).copied().or(have.map(|(id, _)| id)).or_else(|| free.target());
+        let Some(id) = id else {
             plan.notes.push(format!("{listener} leaves out {node}: all {MAX_TARGETS} targets are in use"));
             continue;
         };
-        let entry = ObservedTarget { table, address: target.address, mac: target.mac, active: true };
-        if observed.targets.get(&id) != Some(&entry) {
+        let entry = ObservedTarget {
+            listener,
+            address: target.address,
+            mac: target.mac,
+            in_table: true,
+            idle: false,
+        };
+        if named.insert(target.address, id).is_none() && have.is_none_or(|(_, have)| have != entry) {
             steps.push(Step::SetTarget { id, node: node.clone(), target: entry });
         }
-        members.push(TableTarget { node: node.clone(), weight: target.weight, id });
+        members.push(Member { node: node.clone(), weight: target.weight, id });
     }
-    let fingerprint = fingerprint(&members);
-    let retired: Vec<u32> =
-        known.values().copied().filter(|id| members.iter().all(|m| m.id != *id)).collect();
-    if have.is_none_or(|l| l.fingerprint != fingerprint) {
-        steps.push(Step::BuildTable { table, service: want.service.clone(), listener, targets: members });
-        steps.push(Step::SetListener { listener, table, fingerprint });
+    let fingerprint = fingerprint(seed, &members);
+    if ours.tables.get(&table).is_none_or(|(_, have)| *have != fingerprint) {
+        let service = wish.service.clone();
+        steps.push(Step::SwapTable { table, service, listener, members, seed, fingerprint });
     }
-    let still_active = retired.into_iter().filter(|id| observed.targets[id].active);
-    steps.extend(still_active.map(|id| Step::RetireTarget { id }));
-    if !steps.is_empty() {
-        plan.batches.push(steps);
+    let idle = wish.timeouts.idle(listener.protocol);
+    if ours.listeners.get(&listener) != Some(&ObservedListener { table, idle }) {
+        steps.push(Step::SetListener { listener, table, idle });
+    }
+    for (id, target) in known.into_values() {
+        if target.in_table {
+            steps.push(Step::RetireTarget { id });
+        } else if target.idle {
+            steps.push(Step::ForgetTarget { id });
+        }
+    }
+    plan.push(steps);
+}
+
+/// What is programmed for one VIP, whole or left half-way by a crash.
+#[derive(Debug)]
+struct Ours {
+    listeners: BTreeMap<ListenerId, ObservedListener>,
+    /// Listener and fingerprint, by number.
+    tables: BTreeMap<u32, (ListenerId, u64)>,
+    targets: BTreeMap<u32, ObservedTarget>,
+}
+
+impl Ours {
+    fn of(vip: Ipv4Addr, observed: &Observed) -> Self {
+        let tables = observed.tables.iter().filter(|(_, t)| t.listener.vip == vip);
+        let targets = observed.targets.iter().filter(|(_, t)| t.listener.vip == vip);
+        Self {
+            listeners: observed.listeners.range(ListenerId::all_of(vip)).map(|(k, v)| (*k, *v)).collect(),
+            tables: tables.map(|(n, t)| (*n, (t.listener, t.fingerprint))).collect(),
+            targets: targets.map(|(id, t)| (*id, *t)).collect(),
+        }
+    }
+
+    /// Every listener that something is programmed for, in order.
+    fn keys(&self) -> impl Iterator<Item = ListenerId> {
+        let tables = self.tables.values().map(|(l, _)| *l);
+        let all: BTreeSet<_> = self
+            .listeners
+            .keys()
+            .copied()
+            .chain(tables)
+            .chain(self.targets.values().map(|t| t.listener))
+            .collect();
+        all.into_iter()
+    }
+
+    fn table_of(&self, listener: &ListenerId) -> Option<u32> {
+        self.tables.iter().find(|(_, (l, _))| l == listener).map(|(number, _)| *number)
+    }
+
+    fn targets_of(&self, listener: &ListenerId) -> BTreeMap<SocketAddrV4, (u32, ObservedTarget)> {
+        let ours = self.targets.iter().filter(|(_, t)| t.listener == *listener);
+        ours.map(|(id, t)| (t.address, (*id, *t))).collect()
+    }
+
+    fn removal_of(&self, listener: &ListenerId) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if self.listeners.contains_key(listener) {
+            steps.push(Step::RemoveListener { listener: *listener });
+        }
+        steps.extend(self.table_of(listener).map(|table| Step::ClearTable { table }));
+        steps.extend(self.targets_of(listener).into_values().map(|(id, _)| Step::ForgetTarget { id }));
+        steps
     }
 }
 
 /// Hands out numbers that nothing uses; within one plan, each once.
-struct Ids<'a> {
+#[derive(Debug)]
+struct Free<'a> {
     observed: &'a Observed,
-    next_target: u32,
-    next_table: u32,
+    targets: BTreeSet<u32>,
+    tables: BTreeSet<u32>,
 }
 
-impl<'a> Ids<'a> {
+impl<'a> Free<'a> {
     fn new(observed: &'a Observed) -> Self {
-        Self { observed, next_target: 1, next_table: 0 }
+        Self { observed, targets: BTreeSet::new(), tables: BTreeSet::new() }
     }
 
-    fn free_target(&mut self) -> Option<u32> {
-        let id = (self.next_target..MAX_TARGETS).find(|id| !self.observed.targets.contains_key(id))?;
-        self.next_target = id + 1;
+    /// Ids go round, so that one rests before it is given again.
+    fn target(&mut self) -> Option<u32> {
+        let used = self.observed.targets.last_key_value().map(|(id, _)| *id);
+        let highest = used.max(self.targets.last().copied()).unwrap_or(0);
+        let taken = |id: &u32| self.observed.targets.contains_key(id) || self.targets.contains(id);
+        let id = (highest + 1..MAX_TARGETS).chain(1..highest).find(|id| !taken(id))?;
+        self.targets.insert(id);
         Some(id)
     }
 
-    fn free_table(&mut self) -> Option<u32> {
-        let used = |table: &u32| {
-            self.observed.tables.contains(table) || self.observed.targets.values().any(|t| t.table == *table)
-        };
-        let table = (self.next_table..MAX_TABLES).find(|t| !used(t))?;
-        self.next_table = table + 1;
+    fn table(&mut self) -> Option<u32> {
+        let taken = |table: &u32| self.observed.tables.contains_key(table) || self.tables.contains(table);
+        let table = (0..MAX_TABLES).find(|table| !taken(table))?;
+        self.tables.insert(table);
         Some(table)
     }
 }
@@ -214,54 +292,10 @@ impl Plan {
     pub fn steps(&self) -> impl Iterator<Item = &Step> {
         self.batches.iter().flatten()
     }
-}
 
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, batch) in self.batches.iter().enumerate() {
-            if i > 0 {
-                writeln!(f)?;
-            }
-            for step in batch {
-                writeln!(f, "{step}")?;
-            }
-        }
-        for note in &self.notes {
-            writeln!(f, "note: {note}")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Step::SetTarget { id, node, target } => {
-                write!(f, "target {id} is {node} at {} via {}", target.address, target.mac)
-            }
-            Step::RetireTarget { id } => write!(f, "target {id} gets no new connections"),
-            Step::ForgetTarget { id } => write!(f, "forget target {id}"),
-            Step::BuildTable { table, service, listener, targets } => {
-                write!(f, "swap in table {table} for {listener} ({service}): ")?;
-                if targets.is_empty() {
-                    return f.write_str("no target, arriving connections are dropped");
-                }
-                for (i, target) in targets.iter().enumerate() {
-                    write!(f, "{}{}={}", if i > 0 { ", " } else { "" }, target.node, target.id)?;
-                    if target.weight != 1 {
-                        write!(f, " (weight {})", target.weight)?;
-                    }
-                }
-                Ok(())
-            }
-            Step::ClearTable { table } => write!(f, "clear table {table}"),
-            Step::SetListener { listener, table, fingerprint } => {
-                write!(f, "listen on {listener} with table {table} ({fingerprint:016x})")
-            }
-            Step::RemoveListener { listener } => write!(f, "stop listening on {listener}"),
-            Step::SetVip { vip, owned: true } => write!(f, "answer for {vip}"),
-            Step::SetVip { vip, owned: false } => write!(f, "know {vip}, but leave it to its owner"),
-            Step::RemoveVip { vip } => write!(f, "forget {vip}"),
+    fn push(&mut self, steps: Vec<Step>) {
+        if !steps.is_empty() {
+            self.batches.push(steps);
         }
     }
 }

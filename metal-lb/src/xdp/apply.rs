@@ -1,78 +1,132 @@
 //! Steps to maps, and maps to the mirror. One `match`, no policy.
 
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
-use metal_lb_api::NatProtocol;
+use metal_lb_api::{Host, NatProtocol};
 
-use super::layout::{self, Control, Listener, ListenerKey, Target, Vip, address_from_net, address_to_net};
-use super::maps::Maps;
-use super::object::{self, Attachment, Settings};
+use super::layout::{
+    self, Counters, FIRST_SOURCE_PORT, Listener, ListenerKey, PROBE_PORT, REASONS, Settings, TARGET_HAS_MAC,
+    TARGET_IN_TABLE, TableLabel, Target, Vip, address_from_net, address_to_net,
+};
+use super::maps::{Maps, now_ns};
+use super::object::{self, Attachment};
 use crate::desired::{ListenerId, Mac};
-use crate::observed::{Observed, ObservedListener, ObservedTarget};
-use crate::plan::{Step, TableTarget};
+use crate::observed::{HostSettings, Observed, ObservedListener, ObservedTable, ObservedTarget};
+use crate::plan::{Backend, Member, Step};
+
+/// No connection outlives this many idle seconds, whatever its listener allows: the least after
+/// which a target that left its table is forgotten.
+const LEAST_REST: u64 = 600;
 
 /// The packet path of one interface.
 #[derive(Debug)]
 pub struct XdpBackend {
     maps: Maps,
-    /// Seeds the tables; equal on all hosts.
-    seed: u64,
+    mac: Mac,
 }
 
 impl XdpBackend {
-    /// Attaches the program, or takes over the one that is attached.
+    /// Attaches the program, or takes over the one that is attached, with its connections.
     ///
     /// # Errors
     /// See [`object::attach`].
-    pub fn open(settings: &Settings, seed: u64) -> anyhow::Result<(Self, Attachment)> {
+    pub fn open(settings: &object::Settings) -> anyhow::Result<(Self, Attachment)> {
+        let mac = object::interface_mac(&settings.interface)?;
         let attachment = object::attach(settings)?;
-        Ok((Self::new(Maps::pinned(&settings.pins())?, seed), attachment))
+        Ok((Self::new(Maps::pinned(&settings.pins())?, mac)?, attachment))
     }
 
-    pub fn new(maps: Maps, seed: u64) -> Self {
-        Self { maps, seed }
-    }
-
-    pub fn maps(&self) -> &Maps {
-        &self.maps
-    }
-
-    /// Reads back everything that is programmed.
+    /// Works on maps that are loaded already, for an interface with this address.
     ///
     /// # Errors
-    /// When a map cannot be read.
-    pub fn observe(&self) -> anyhow::Result<Observed> {
-        let vips = self.maps.vips()?.into_iter().map(|(k, v)| (address_from_net(k), v.owned != 0)).collect();
-        let listeners = self.maps.listeners()?.into_iter().filter_map(|(key, value)| {
-            let state = ObservedListener { table: value.table, fingerprint: value.fingerprint };
-            Some((listener_from_key(&key)?, state))
-        });
-        let targets = self.maps.targets()?.into_iter().map(|(id, t)| (id, target_from_wire(&t)));
-        Ok(Observed {
-            vips,
-            listeners: listeners.collect(),
-            targets: targets.collect(),
-            tables: self.maps.tables()?.into_iter().collect(),
-        })
+    /// When the kernel refuses.
+    pub fn new(maps: Maps, mac: Mac) -> anyhow::Result<Self> {
+        let settings = maps.settings()?;
+        if settings.mac != mac.0 {
+            maps.set_settings(&Settings { mac: mac.0, ..settings })?;
+        }
+        Ok(Self { maps, mac })
+    }
+
+    /// The interface's address: what gratuitous ARP announces.
+    pub fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// Packets that were dropped or passed on, by reason.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn reasons(&self) -> anyhow::Result<impl Iterator<Item = (&'static str, u64)>> {
+        Ok(REASONS.into_iter().zip(self.maps.reasons()?))
+    }
+
+    /// A listener's counters, by the number of its table.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn listener_counters(&self, table: u32) -> anyhow::Result<Counters> {
+        self.maps.listener_counters(table)
     }
 
     /// # Errors
-    /// The kernel's refusal, with the step; the steps before it stay.
-    pub fn apply(&mut self, batch: &[Step]) -> anyhow::Result<()> {
-        batch.iter().try_for_each(|step| self.apply_step(step).map_err(|e| e.context(step.to_string())))
+    /// When the kernel refuses.
+    pub fn target_counters(&self, id: u32) -> anyhow::Result<Counters> {
+        self.maps.target_counters(id)
     }
 
-    fn apply_step(&self, step: &Step) -> anyhow::Result<()> {
-        match step {
-            Step::SetTarget { id, target, .. } => self.maps.set_target(*id, &target_to_wire(target)),
-            Step::RetireTarget { id } => self.retire(*id),
-            Step::ForgetTarget { id } => self.maps.set_target(*id, &Target::default()),
-            Step::BuildTable { table, targets, .. } => {
-                self.maps.swap_table(*table, &table_slots(targets, self.seed))
+    fn host(&self) -> anyhow::Result<Option<HostSettings>> {
+        let settings = self.maps.settings()?;
+        Ok((settings.ports != 0).then(|| HostSettings {
+            slot: settings.slot as u8,
+            seed: settings.seed,
+            probe_address: (settings.probe_address != 0).then(|| address_from_net(settings.probe_address)),
+        }))
+    }
+
+    fn targets(&self, rest: Duration) -> anyhow::Result<Vec<(u32, ObservedTarget)>> {
+        let now = now_ns()?;
+        let mut targets = Vec::new();
+        for (id, target) in self.maps.targets()? {
+            let Some(mut target) = target_from_wire(&target) else { continue };
+            if !target.in_table {
+                let seen = self.maps.target_counters(id)?.seen_ns;
+                target.idle = Duration::from_nanos(now.saturating_sub(seen)) > rest;
             }
-            Step::ClearTable { table } => self.maps.clear_table(*table),
-            Step::SetListener { listener, table, fingerprint } => {
-                let value = Listener { table: *table, zero: 0, fingerprint: *fingerprint };
+            targets.push((id, target));
+        }
+        Ok(targets)
+    }
+
+    fn take(&self, step: &Step) -> anyhow::Result<()> {
+        match step {
+            Step::SetHost(host) => self.maps.set_settings(&settings_of(host, self.mac)),
+            Step::SetTarget { id, target, .. } => {
+                if self.maps.target(*id)?.is_none() {
+                    self.maps.reset_target_counters(*id)?;
+                }
+                self.maps.set_target(*id, &target_to_wire(target))
+            }
+            Step::RetireTarget { id } => match self.maps.target(*id)? {
+                Some(t) => self.maps.set_target(*id, &Target { flags: t.flags & !TARGET_IN_TABLE, ..t }),
+                None => Ok(()),
+            },
+            Step::ForgetTarget { id } => self.maps.set_target(*id, &Target::default()),
+            Step::SwapTable { table, listener, members, seed, fingerprint, .. } => {
+                let label = TableLabel {
+                    listener: key_of(listener),
+                    fingerprint_high: (fingerprint >> 32) as u32,
+                    fingerprint_low: *fingerprint as u32,
+                };
+                self.maps.swap_table(*table, &slots_of(members, *seed), &label)
+            }
+            Step::ClearTable { table } => {
+                self.maps.clear_table(*table)?;
+                self.maps.reset_listener_counters(*table)
+            }
+            Step::SetListener { listener, table, idle } => {
+                let value = Listener { table: *table, idle_s: u32::from(*idle) };
                 self.maps.set_listener(&key_of(listener), Some(value))
             }
             Step::RemoveListener { listener } => self.maps.set_listener(&key_of(listener), None),
@@ -82,31 +136,56 @@ impl XdpBackend {
             Step::RemoveVip { vip } => self.maps.set_vip(address_to_net(*vip), None),
         }
     }
+}
 
-    fn retire(&self, id: u32) -> anyhow::Result<()> {
-        let found = self.maps.targets()?.into_iter().find(|(other, _)| *other == id);
-        match found {
-            Some((_, target)) => self.maps.set_target(id, &Target { active: 0, ..target }),
-            None => Ok(()),
-        }
+impl Backend for XdpBackend {
+    fn observe(&mut self) -> anyhow::Result<Observed> {
+        let vips = self.maps.vips()?.into_iter().map(|(k, v)| (address_from_net(k), v.owned != 0));
+        let listeners = self.maps.listeners()?.into_iter().filter_map(|(key, value)| {
+            let state = ObservedListener { table: value.table, idle: value.idle_s as u16 };
+            Some((listener_from_key(&key)?, state))
+        });
+        let listeners: std::collections::BTreeMap<_, _> = listeners.collect();
+        let longest = listeners.values().map(|l| u64::from(l.idle)).max().unwrap_or(0).max(LEAST_REST);
+        let tables = self.maps.tables()?.into_iter().filter_map(|(number, label)| {
+            let fingerprint = u64::from(label.fingerprint_high) << 32 | u64::from(label.fingerprint_low);
+            Some((number, ObservedTable { listener: listener_from_key(&label.listener)?, fingerprint }))
+        });
+        Ok(Observed {
+            host: self.host()?,
+            vips: vips.collect(),
+            listeners,
+            targets: self.targets(Duration::from_secs(longest))?.into_iter().collect(),
+            tables: tables.collect(),
+        })
     }
 
-    /// Writes what the program reads of this process.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn set_control(&self, control: &Control) -> anyhow::Result<()> {
-        self.maps.set_control(control)
+    fn apply(&mut self, batch: &[Step]) -> anyhow::Result<()> {
+        batch.iter().try_for_each(|step| self.take(step).map_err(|e| e.context(step.to_string())))
     }
 }
 
 /// The Maglev table of a listener's targets.
-pub fn table_slots(targets: &[TableTarget], seed: u64) -> Vec<u32> {
-    let backends: Vec<maglev::Backend<'_>> = targets
+fn slots_of(members: &[Member], seed: u64) -> Vec<u32> {
+    let backends: Vec<maglev::Backend<'_>> = members
         .iter()
-        .map(|t| maglev::Backend { identity: &t.node, weight: t.weight, value: t.id })
+        .map(|Member { node, weight, id }| maglev::Backend { identity: node, weight: *weight, value: *id })
         .collect();
     maglev::table(&backends, maglev::TABLE_SLOTS, seed)
+}
+
+fn settings_of(host: &HostSettings, mac: Mac) -> Settings {
+    let ports = (u16::MAX - FIRST_SOURCE_PORT + 1) / u16::from(Host::SLOTS);
+    Settings {
+        seed: host.seed,
+        probe_address: host.probe_address.map_or(0, address_to_net),
+        probe_port: PROBE_PORT.to_be(),
+        first_port: FIRST_SOURCE_PORT + u16::from(host.slot) * ports,
+        ports,
+        mac: mac.0,
+        slot: u32::from(host.slot),
+        zero: 0,
+    }
 }
 
 fn key_of(listener: &ListenerId) -> ListenerKey {
@@ -128,20 +207,27 @@ fn listener_from_key(key: &ListenerKey) -> Option<ListenerId> {
 }
 
 fn target_to_wire(target: &ObservedTarget) -> Target {
+    let in_table = if target.in_table { TARGET_IN_TABLE } else { 0 };
+    let has_mac = if target.mac.is_some() { TARGET_HAS_MAC } else { 0 };
+    let key = key_of(&target.listener);
     Target {
         address: address_to_net(*target.address.ip()),
         port: target.address.port().to_be(),
-        mac: target.mac.0,
-        table: target.table,
-        active: u32::from(target.active),
+        mac: target.mac.unwrap_or_default().0,
+        vip: key.vip,
+        vip_port: key.port,
+        protocol: key.protocol,
+        flags: in_table | has_mac,
     }
 }
 
-fn target_from_wire(target: &Target) -> ObservedTarget {
-    ObservedTarget {
-        table: target.table,
+fn target_from_wire(target: &Target) -> Option<ObservedTarget> {
+    let key = ListenerKey { vip: target.vip, port: target.vip_port, protocol: target.protocol, zero: 0 };
+    Some(ObservedTarget {
+        listener: listener_from_key(&key)?,
         address: SocketAddrV4::new(address_from_net(target.address), u16::from_be(target.port)),
-        mac: Mac(target.mac),
-        active: target.active != 0,
-    }
+        mac: (target.flags & TARGET_HAS_MAC != 0).then_some(Mac(target.mac)),
+        in_table: target.flags & TARGET_IN_TABLE != 0,
+        idle: false,
+    })
 }

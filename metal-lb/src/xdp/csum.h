@@ -3,24 +3,22 @@
 #pragma once
 #include "bpf.h"
 
-/* The sum of what replaces what, to be folded into one or more checksums. */
-INLINE u32 csum_replace32(u32 sum, u32 before, u32 after)
+/* What replacing words adds to a sum; kept in 64 bits, folded once at the end. */
+INLINE u64 csum_diff32(u32 before, u32 after)
 {
-	sum += (u16)~before;
-	sum += (u16)~(before >> 16);
-	sum += (u16)after;
-	sum += after >> 16;
-	return sum;
+	return (u64)(u32)~before + after;
 }
 
-INLINE u32 csum_replace16(u32 sum, u16 before, u16 after)
+INLINE u64 csum_diff16(u16 before, u16 after)
 {
-	return sum + (u16)~before + after;
+	return (u64)(u16)~before + after;
 }
 
-INLINE u16 csum_apply(u16 checksum, u32 sum)
+INLINE u16 csum_apply(u16 checksum, u64 diff)
 {
-	sum += (u16)~checksum;
+	u64 sum = (u64)(u16)~checksum + diff;
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return (u16)~sum;

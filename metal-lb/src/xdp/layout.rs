@@ -34,21 +34,23 @@ macro_rules! shared {
 }
 
 shared! {
-    /// What the program reads of the control process.
-    struct Control[80] {
-        heartbeat_ns: u64,
-        generation_term: u64,
-        generation_counter: u64,
-        half_open_ns: u64,
-        established_ns: u64,
-        closing_ns: u64,
-        udp_ns: u64,
+    /// What belongs to the host.
+    struct Settings[32] {
+        seed: u64,
         probe_address: u32,
         probe_port: u16,
-        port_first: u16,
-        port_count: u16,
+        first_port: u16,
+        ports: u16,
         mac: [u8; 6],
-        zero: u64,
+        slot: u32,
+        zero: u32,
+    }
+
+    /// Signs of life of the control process.
+    struct Liveness[24] {
+        beat_ns: u64,
+        generation_term: u64,
+        generation_counter: u64,
     }
 
     struct Vip[4] {
@@ -62,18 +64,26 @@ shared! {
         zero: u8,
     }
 
-    struct Listener[16] {
+    struct Listener[8] {
         table: u32,
-        zero: u32,
-        fingerprint: u64,
+        idle_s: u32,
+    }
+
+    /// Stands behind the slots of a table: what it was built for and from. The program never reads it.
+    struct TableLabel[16] {
+        listener: ListenerKey,
+        fingerprint_high: u32,
+        fingerprint_low: u32,
     }
 
     struct Target[20] {
         address: u32,
         port: u16,
         mac: [u8; 6],
-        table: u32,
-        active: u32,
+        vip: u32,
+        vip_port: u16,
+        protocol: u8,
+        flags: u8,
     }
 
     struct FlowKey[16] {
@@ -85,24 +95,28 @@ shared! {
         zero: [u8; 3],
     }
 
-    struct Forward[12] {
+    struct Flow[16] {
         target: u32,
-        target_address: u32,
-        target_port: u16,
+        address: u32,
+        port: u16,
         source_port: u16,
+        table: u32,
     }
 
-    struct ReverseKey[16] {
+    /// What a target sees of a connection.
+    struct Tuple[16] {
         vip: u32,
-        target_address: u32,
+        target: u32,
         source_port: u16,
         target_port: u16,
         protocol: u8,
         zero: [u8; 3],
     }
 
-    struct Reverse[32] {
-        last_seen_ns: u64,
+    /// Owns its tuple.
+    struct Connection[48] {
+        seen_ns: u64,
+        replied_ns: u64,
         client: u32,
         client_port: u16,
         port: u16,
@@ -110,13 +124,16 @@ shared! {
         state: u8,
         zero: u8,
         target: u32,
+        table: u32,
+        idle_s: u32,
         zero2: u32,
     }
 
-    struct Counters[24] {
+    struct Counters[32] {
         packets: u64,
         bytes: u64,
         new_flows: u64,
+        seen_ns: u64,
     }
 
     /// A liveness probe, all fields in network order.
@@ -127,25 +144,38 @@ shared! {
         generation_term: u64,
         generation_counter: u64,
         control_age_ms: u32,
-        zero: u32,
+        slot: u32,
     }
 }
 
-/// The names of `enum verdict_reason`, in its order.
-pub const REASONS: [&str; 11] = [
+/// The names of `enum reason`, in its order: metric labels.
+pub const REASONS: [&str; 14] = [
     "malformed",
     "fragment",
     "ip_options",
     "not_owner",
     "no_listener",
     "no_target",
+    "target_gone",
+    "no_neighbour",
     "no_connection",
+    "expired",
     "no_source_port",
     "ttl",
     "table_full",
     "icmp_passed",
 ];
 
+/// How many words of [`TableLabel`] stand behind a table's slots.
+pub const TABLE_LABEL_WORDS: u32 = 4;
+pub const TARGET_IN_TABLE: u8 = 1;
+pub const TARGET_HAS_MAC: u8 = 2;
+
+/// The first of all hosts' source ports.
+pub const FIRST_SOURCE_PORT: u16 = 16_384;
+
+/// The UDP port of liveness probes.
+pub const PROBE_PORT: u16 = 7947;
 pub const PROBE_MAGIC: u32 = 0x464c_5042;
 pub const PROBE_REQUEST: u32 = 1;
 pub const PROBE_ANSWER: u32 = 2;

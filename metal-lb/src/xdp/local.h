@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /* What the host answers itself: ARP and echo for owned VIPs, its peers' probes. */
 #pragma once
-#include "csum.h"
-#include "maps.h"
+#include "packet.h"
 
 #define ARP_REQUEST htons(1)
 #define ARP_REPLY htons(2)
@@ -16,68 +15,73 @@ INLINE int answer_arp(struct eth *eth, void *end)
 		return XDP_PASS;
 	u32 address = arp->target_ip;
 	struct vip *vip = bpf_map_lookup_elem(&vips, &address);
-	if (!vip || !vip->owned)
+	const struct settings *host = host_settings();
+	if (!vip || !vip->owned || !host)
 		return XDP_PASS;
-	struct control *self = control_block();
-	/* An announcement of the address by somebody else asks nothing. */
-	if (!self || arp->sender_ip == address)
+	/* An announcement by somebody else asks nothing; the control process wants to see it. */
+	if (arp->sender_ip == address)
 		return XDP_PASS;
-
+	static const u8 broadcast[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
+	if (!is_mac(eth->destination, broadcast) && !is_mac(eth->destination, host->mac))
+		return XDP_PASS;
 	copy_mac(eth->destination, arp->sender_mac);
-	copy_mac(eth->source, self->mac);
+	copy_mac(eth->source, host->mac);
 	arp->operation = ARP_REPLY;
 	copy_mac(arp->target_mac, arp->sender_mac);
 	arp->target_ip = arp->sender_ip;
-	copy_mac(arp->sender_mac, self->mac);
+	copy_mac(arp->sender_mac, host->mac);
 	arp->sender_ip = address;
 	return XDP_TX;
 }
 
-INLINE void turn_around(struct eth *eth, struct ipv4 *ip)
+/* Back to whoever sent it. The sum of the addresses stays the same. */
+INLINE int turn_around(struct packet *p)
 {
+	u32 address = p->ip->destination;
+	p->ip->destination = p->ip->source;
+	p->ip->source = address;
 	u8 mac[6];
-	copy_mac(mac, eth->destination);
-	copy_mac(eth->destination, eth->source);
-	copy_mac(eth->source, mac);
-	u32 address = ip->destination;
-	ip->destination = ip->source;
-	ip->source = address;
+	copy_mac(mac, p->eth->source);
+	return to_frame(p, mac);
 }
 
-INLINE int answer_icmp(struct eth *eth, struct ipv4 *ip, void *end, struct vip *vip)
+INLINE int answer_echo(struct packet *p, struct icmp *icmp, int owned)
 {
-	struct icmp *icmp = (void *)(ip + 1);
-	if ((void *)(icmp + 1) > end)
-		return dropped(REASON_MALFORMED);
-	if (icmp->type != ICMP_ECHO || icmp->code != 0)
-		return passed(REASON_ICMP_PASSED);
-	if (!vip->owned)
+	if (!owned)
 		return dropped(REASON_NOT_OWNER);
 	u16 before, after;
 	__builtin_memcpy(&before, icmp, 2);
 	icmp->type = ICMP_ECHO_REPLY;
 	__builtin_memcpy(&after, icmp, 2);
-	icmp->checksum = csum_apply(icmp->checksum, csum_replace16(0, before, after));
-	turn_around(eth, ip);
-	return XDP_TX;
+	icmp->checksum = csum_apply(icmp->checksum, csum_diff16(before, after));
+	return turn_around(p);
 }
 
-/* A probe's answer tells a dead control process from a dead host. Its UDP checksum is left out,
- * which IPv4 allows. */
-INLINE int answer_probe(struct eth *eth, struct ipv4 *ip, struct udp *udp, void *end, struct control *self)
+/* The answer tells a dead control process from a dead host. Its UDP checksum is left out, which IPv4
+ * allows. Everything else on the port goes to the control process. */
+INLINE int answer_probe(struct packet *p)
 {
+	struct udp *udp = (void *)(p->ip + 1);
 	struct probe *probe = (void *)(udp + 1);
-	if ((void *)(probe + 1) > end || probe->magic != htonl(PROBE_MAGIC) || probe->kind != htonl(PROBE_REQUEST))
+	if ((void *)(probe + 1) > p->end || udp->ports.destination != p->host->probe_port)
 		return XDP_PASS;
-	u64 age = (bpf_ktime_get_ns() - self->heartbeat_ns) / 1000000;
+	if (probe->magic != htonl(PROBE_MAGIC) || probe->kind != htonl(PROBE_REQUEST))
+		return XDP_PASS;
+	u32 zero = 0;
+	struct liveness *alive = bpf_map_lookup_elem(&liveness, &zero);
+	if (!alive)
+		return XDP_PASS;
+	u64 beat = alive->beat_ns;
+	u64 now = bpf_ktime_get_ns();
+	u64 age = (s64)(now - beat) > 0 ? (now - beat) / 1000000 : 0;
 	probe->kind = htonl(PROBE_ANSWER);
-	probe->control_age_ms = htonl(age > 0xffffffff ? 0xffffffff : (u32)age);
-	probe->generation_term = htonll(self->generation_term);
-	probe->generation_counter = htonll(self->generation_counter);
+	probe->control_age_ms = htonl(!beat || age > 0xffffffff ? 0xffffffff : (u32)age);
+	probe->generation_term = htonll(alive->generation_term);
+	probe->generation_counter = htonll(alive->generation_counter);
+	probe->slot = htonl(p->host->slot);
 	u16 port = udp->ports.source;
 	udp->ports.source = udp->ports.destination;
 	udp->ports.destination = port;
 	udp->checksum = 0;
-	turn_around(eth, ip);
-	return XDP_TX;
+	return turn_around(p);
 }

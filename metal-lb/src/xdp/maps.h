@@ -20,25 +20,26 @@
 		TYPE(value, value_type);                                                                     \
 	} name SEC(".maps")
 
-MAP(control, BPF_MAP_TYPE_ARRAY, 1, u32, struct control);
+MAP(settings, BPF_MAP_TYPE_ARRAY, 1, u32, struct settings);
+MAP(liveness, BPF_MAP_TYPE_ARRAY, 1, u32, struct liveness);
 MAP(vips, BPF_MAP_TYPE_HASH, MAX_VIPS, u32, struct vip);
 MAP(listeners, BPF_MAP_TYPE_HASH, MAX_LISTENERS, struct listener_key, struct listener);
 MAP(targets, BPF_MAP_TYPE_ARRAY, MAX_TARGETS, u32, struct target);
 MAP(reasons, BPF_MAP_TYPE_PERCPU_ARRAY, REASON_COUNT, u32, u64);
-MAP(listener_stats, BPF_MAP_TYPE_PERCPU_ARRAY, MAX_LISTENERS, u32, struct counters);
-MAP(target_stats, BPF_MAP_TYPE_PERCPU_ARRAY, MAX_TARGETS, u32, struct counters);
+MAP(listener_counters, BPF_MAP_TYPE_PERCPU_ARRAY, MAX_LISTENERS, u32, struct counters);
+MAP(target_counters, BPF_MAP_TYPE_PERCPU_ARRAY, MAX_TARGETS, u32, struct counters);
 
-/* Established flows, and apart from them those that no target has answered yet: a flood of SYNs
- * evicts none of the established. Shared by all CPUs: the reply lands on another one. */
-LRU(forward, 262144, struct flow_key, struct forward);
-LRU(reverse, 262144, struct reverse_key, struct reverse);
-LRU(half_forward, 65536, struct flow_key, struct forward);
-LRU(half_reverse, 65536, struct reverse_key, struct reverse);
+/* Established connections, and apart from them the half-open: a flood of SYNs evicts none of the
+ * established. All CPUs share them, because the reply lands on another one. */
+LRU(flows, 262144, struct flow_key, struct flow);
+LRU(connections, 262144, struct tuple, struct connection);
+LRU(half_open_flows, 65536, struct flow_key, struct flow);
+LRU(half_open, 65536, struct tuple, struct connection);
 
-/* One Maglev table a listener, swapped as a whole. Slot values are target ids; 0 is none. */
+/* One Maglev table a listener, swapped as a whole. A slot holds a target's id; 0 is none. */
 struct table {
 	UINT(type, BPF_MAP_TYPE_ARRAY);
-	UINT(max_entries, TABLE_SLOTS);
+	UINT(max_entries, TABLE_SLOTS + TABLE_LABEL_WORDS);
 	TYPE(key, u32);
 	TYPE(value, u32);
 };
@@ -64,8 +65,19 @@ INLINE int passed(u32 reason)
 	return XDP_PASS;
 }
 
-INLINE struct control *control_block(void)
+INLINE const struct settings *host_settings(void)
 {
 	u32 zero = 0;
-	return bpf_map_lookup_elem(&control, &zero);
+	return bpf_map_lookup_elem(&settings, &zero);
+}
+
+INLINE void count(void *map, u32 index, u32 bytes, u32 new_flows, u64 now)
+{
+	struct counters *c = bpf_map_lookup_elem(map, &index);
+	if (!c)
+		return;
+	c->packets += 1;
+	c->bytes += bytes;
+	c->new_flows += new_flows;
+	c->seen_ns = now;
 }

@@ -2,25 +2,34 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object};
 use maglev::TABLE_SLOTS;
+use metal_lb_api::Generation;
 
-use super::layout::{Control, Counters, Listener, ListenerKey, Shared, Target, Vip};
+use super::layout::{
+    Counters, Listener, ListenerKey, Liveness, REASONS, Settings, Shared, TABLE_LABEL_WORDS, TableLabel,
+    Target, Vip,
+};
 
 /// Handles of the maps that the control process reads and writes.
 #[derive(Debug)]
 pub struct Maps {
-    control: MapHandle,
+    settings: MapHandle,
+    liveness: MapHandle,
     vips: MapHandle,
     listeners: MapHandle,
     targets: MapHandle,
     tables: MapHandle,
     reasons: MapHandle,
-    listener_stats: MapHandle,
-    target_stats: MapHandle,
+    listener_counters: MapHandle,
+    target_counters: MapHandle,
 }
+
+/// The only key of a map of one element.
+const ONE: [u8; 4] = [0; 4];
 
 impl Maps {
     /// The maps that [`super::object::attach`] pinned.
@@ -48,27 +57,39 @@ impl Maps {
 
     fn find(open: impl Fn(&str) -> anyhow::Result<MapHandle>) -> anyhow::Result<Self> {
         Ok(Self {
-            control: open("control")?,
+            settings: open("settings")?,
+            liveness: open("liveness")?,
             vips: open("vips")?,
             listeners: open("listeners")?,
             targets: open("targets")?,
             tables: open("tables")?,
             reasons: open("reasons")?,
-            listener_stats: open("listener_stats")?,
-            target_stats: open("target_stats")?,
+            listener_counters: open("listener_counters")?,
+            target_counters: open("target_counters")?,
         })
     }
 
     /// # Errors
     /// When the kernel refuses.
-    pub fn control(&self) -> anyhow::Result<Control> {
-        Ok(read(&self.control, &0u32.to_ne_bytes())?.unwrap_or_default())
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(read(&self.settings, &ONE)?.unwrap_or_default())
     }
 
     /// # Errors
     /// When the kernel refuses.
-    pub fn set_control(&self, control: &Control) -> anyhow::Result<()> {
-        write(&self.control, &0u32.to_ne_bytes(), control)
+    pub fn set_settings(&self, settings: &Settings) -> anyhow::Result<()> {
+        write(&self.settings, &ONE, settings)
+    }
+
+    /// Says that the control process lives and which document it obeys. Peers take its VIPs over
+    /// once this is long ago.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn beat(&self, generation: Generation) -> anyhow::Result<()> {
+        let Generation { term, counter } = generation;
+        let beat = Liveness { beat_ns: now_ns()?, generation_term: term, generation_counter: counter };
+        write(&self.liveness, &ONE, &beat)
     }
 
     /// # Errors
@@ -83,7 +104,7 @@ impl Maps {
     pub fn set_vip(&self, address: u32, vip: Option<Vip>) -> anyhow::Result<()> {
         match vip {
             Some(vip) => write(&self.vips, &address.to_ne_bytes(), &vip),
-            None => Ok(self.vips.delete(&address.to_ne_bytes())?),
+            None => delete(&self.vips, &address.to_ne_bytes()),
         }
     }
 
@@ -99,7 +120,7 @@ impl Maps {
     pub fn set_listener(&self, key: &ListenerKey, listener: Option<Listener>) -> anyhow::Result<()> {
         match listener {
             Some(listener) => write(&self.listeners, key.as_bytes(), &listener),
-            None => Ok(self.listeners.delete(key.as_bytes())?),
+            None => delete(&self.listeners, key.as_bytes()),
         }
     }
 
@@ -110,8 +131,7 @@ impl Maps {
     pub fn targets(&self) -> anyhow::Result<Vec<(u32, Target)>> {
         const BATCH: u32 = 4096;
         let mut found = Vec::new();
-        for entry in self.targets.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)? {
-            let (key, value) = entry;
+        for (key, value) in self.targets.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)? {
             let id = u32::from_ne_bytes(key.as_slice().try_into().context("a target's key is not 4 bytes")?);
             let target = Target::from_bytes(&value).context("a target has another size")?;
             if target.address != 0 {
@@ -121,81 +141,117 @@ impl Maps {
         Ok(found)
     }
 
+    /// `None` when there is no target of this id.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn target(&self, id: u32) -> anyhow::Result<Option<Target>> {
+        Ok(read::<Target>(&self.targets, &id.to_ne_bytes())?.filter(|t| t.address != 0))
+    }
+
     /// # Errors
     /// When the id is out of range or the kernel refuses.
     pub fn set_target(&self, id: u32, target: &Target) -> anyhow::Result<()> {
         write(&self.targets, &id.to_ne_bytes(), target)
     }
 
-    /// The table slots that hold a table.
+    /// The tables that exist, by number.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn tables(&self) -> anyhow::Result<Vec<u32>> {
-        let keys = self.tables.keys().filter_map(|k| Some(u32::from_ne_bytes(k.try_into().ok()?)));
-        let mut filled = Vec::new();
-        for key in keys {
-            if self.tables.lookup(&key.to_ne_bytes(), MapFlags::ANY)?.is_some() {
-                filled.push(key);
+    pub fn tables(&self) -> anyhow::Result<Vec<(u32, TableLabel)>> {
+        let mut found = Vec::new();
+        for key in self.tables.keys() {
+            let Some(id) = self.tables.lookup(&key, MapFlags::ANY)? else { continue };
+            let id = u32::from_ne_bytes(id.as_slice().try_into().context("a map's id is not 4 bytes")?);
+            let table = MapHandle::from_map_id(id).context("opening a table")?;
+            let mut label = Vec::new();
+            for word in TABLE_SLOTS..TABLE_SLOTS + TABLE_LABEL_WORDS {
+                label.extend(table.lookup(&word.to_ne_bytes(), MapFlags::ANY)?.unwrap_or_default());
             }
+            let number =
+                u32::from_ne_bytes(key.as_slice().try_into().context("a table's key is not 4 bytes")?);
+            found.push((number, TableLabel::from_bytes(&label).context("a table without a label")?));
         }
-        Ok(filled)
+        Ok(found)
     }
 
     /// Builds a table aside and swaps it in by one update.
     ///
     /// # Errors
     /// When memory is short or the kernel refuses.
-    pub fn swap_table(&self, index: u32, slots: &[u32]) -> anyhow::Result<()> {
+    pub fn swap_table(&self, number: u32, slots: &[u32], label: &TableLabel) -> anyhow::Result<()> {
         let options = libbpf_sys::bpf_map_create_opts {
             sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
             ..Default::default()
         };
-        let table = MapHandle::create(MapType::Array, Some("table"), 4, 4, TABLE_SLOTS, &options)
+        let words = TABLE_SLOTS + TABLE_LABEL_WORDS;
+        let table = MapHandle::create(MapType::Array, Some("table"), 4, 4, words, &options)
             .context("creating a table")?;
-        let keys: Vec<u8> = (0..TABLE_SLOTS).flat_map(u32::to_ne_bytes).collect();
-        let values: Vec<u8> = slots.iter().flat_map(|s| s.to_ne_bytes()).collect();
-        table
-            .update_batch(&keys, &values, TABLE_SLOTS, MapFlags::ANY, MapFlags::ANY)
-            .context("filling a table")?;
+        let keys: Vec<u8> = (0..words).flat_map(u32::to_ne_bytes).collect();
+        let mut values: Vec<u8> = slots.iter().flat_map(|s| s.to_ne_bytes()).collect();
+        values.extend(label.as_bytes());
+        table.update_batch(&keys, &values, words, MapFlags::ANY, MapFlags::ANY).context("filling a table")?;
         let fd = table.as_fd().as_raw_fd();
-        self.tables.update(&index.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY).context("swapping a table")
+        self.tables
+            .update(&number.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
+            .context("swapping a table")
     }
 
     /// # Errors
     /// When the kernel refuses.
-    pub fn clear_table(&self, index: u32) -> anyhow::Result<()> {
-        Ok(self.tables.delete(&index.to_ne_bytes())?)
+    pub fn clear_table(&self, number: u32) -> anyhow::Result<()> {
+        delete(&self.tables, &number.to_ne_bytes())
     }
 
-    /// Packets per reason, summed over the CPUs, in the order of [`super::layout::REASONS`].
+    /// Packets per reason, summed over the CPUs, in the order of [`REASONS`].
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn reasons(&self) -> anyhow::Result<Vec<u64>> {
-        (0..super::layout::REASONS.len() as u32)
-            .map(|i| {
-                let per_cpu =
-                    self.reasons.lookup_percpu(&i.to_ne_bytes(), MapFlags::ANY)?.unwrap_or_default();
-                Ok(per_cpu
-                    .iter()
-                    .filter_map(|v| Some(u64::from_ne_bytes(v.as_slice().try_into().ok()?)))
-                    .sum())
-            })
-            .collect()
+    pub fn reasons(&self) -> anyhow::Result<[u64; REASONS.len()]> {
+        let mut totals = [0; REASONS.len()];
+        for (index, total) in (0u32..).zip(&mut totals) {
+            let per_cpu =
+                self.reasons.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)?.unwrap_or_default();
+            *total =
+                per_cpu.iter().filter_map(|v| Some(u64::from_ne_bytes(v.as_slice().try_into().ok()?))).sum();
+        }
+        Ok(totals)
     }
 
     /// # Errors
     /// When the kernel refuses.
     pub fn listener_counters(&self, table: u32) -> anyhow::Result<Counters> {
-        counters(&self.listener_stats, table)
+        counters(&self.listener_counters, table)
     }
 
     /// # Errors
     /// When the kernel refuses.
     pub fn target_counters(&self, id: u32) -> anyhow::Result<Counters> {
-        counters(&self.target_stats, id)
+        counters(&self.target_counters, id)
     }
+
+    /// Begins at 0 for a new listener.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn reset_listener_counters(&self, table: u32) -> anyhow::Result<()> {
+        reset(&self.listener_counters, table)
+    }
+
+    /// Begins at 0 for a new target.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn reset_target_counters(&self, id: u32) -> anyhow::Result<()> {
+        reset(&self.target_counters, id)
+    }
+}
+
+/// The clock of the program's timestamps (CLOCK_MONOTONIC), in nanoseconds.
+pub(super) fn now_ns() -> anyhow::Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(u64::try_from(Duration::from(now).as_nanos())?)
 }
 
 fn counters(map: &MapHandle, index: u32) -> anyhow::Result<Counters> {
@@ -204,7 +260,13 @@ fn counters(map: &MapHandle, index: u32) -> anyhow::Result<Counters> {
         packets: sum.packets + c.packets,
         bytes: sum.bytes + c.bytes,
         new_flows: sum.new_flows + c.new_flows,
+        seen_ns: sum.seen_ns.max(c.seen_ns),
     }))
+}
+
+fn reset(map: &MapHandle, index: u32) -> anyhow::Result<()> {
+    let zeroes = vec![Counters::default().as_bytes().to_vec(); libbpf_rs::num_possible_cpus()?];
+    Ok(map.update_percpu(&index.to_ne_bytes(), &zeroes, MapFlags::ANY)?)
 }
 
 fn read<T: Shared>(map: &MapHandle, key: &[u8]) -> anyhow::Result<Option<T>> {
@@ -214,4 +276,12 @@ fn read<T: Shared>(map: &MapHandle, key: &[u8]) -> anyhow::Result<Option<T>> {
 
 fn write<T: Shared>(map: &MapHandle, key: &[u8], value: &T) -> anyhow::Result<()> {
     Ok(map.update(key, value.as_bytes(), MapFlags::ANY)?)
+}
+
+/// What is gone already is no error: a step may be taken twice.
+fn delete(map: &MapHandle, key: &[u8]) -> anyhow::Result<()> {
+    match map.delete(key) {
+        Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
 }

@@ -1,314 +1,204 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* Connections: full NAT in both directions.
- *
- *   client:cport -> VIP:port        becomes   VIP:source_port -> target:nodePort
- *   target:nodePort -> VIP:source   becomes   VIP:port -> client:cport
- *
- * A flow begins half-open and is promoted by the target's first answer. */
+/* Full NAT in both directions. */
 #pragma once
-#include "csum.h"
-#include "maps.h"
+#include "connection.h"
 
-#define PORT_TRIES 16
-/* A source port rests this long after its flow's last packet. */
-#define REUSE_NS (120ull * 1000000000)
-
-struct packet {
-	struct eth *eth;
-	struct ipv4 *ip;
-	struct ports *ports;
-	void *end;
-	u64 now;
-	u32 bytes;
-	u8 tcp_flags;
-};
-
-INLINE void count(void *map, u32 index, const struct packet *p, u32 new_flows)
+INLINE int is_syn(const struct packet *p)
 {
-	struct counters *c = bpf_map_lookup_elem(map, &index);
-	if (!c)
-		return;
-	c->packets += 1;
-	c->bytes += p->bytes;
-	c->new_flows += new_flows;
+	return p->protocol == IP_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/* How long a flow lives without a packet. */
-INLINE u64 lifetime(const struct reverse *r, u8 protocol, const struct control *self)
+INLINE void touch(struct connection *c, const struct packet *p, u8 fin)
 {
-	if (protocol == IP_UDP)
-		return self->udp_ns;
-	if (r->state & STATE_RESET || (r->state & (STATE_FIN_CLIENT | STATE_FIN_TARGET)) == (STATE_FIN_CLIENT | STATE_FIN_TARGET))
-		return self->closing_ns;
-	return self->established_ns;
-}
-
-/* A FIN from both sides, or a reset: a new SYN is a new connection. */
-INLINE int is_closing(const struct reverse *r)
-{
-	return r->state & STATE_RESET || (r->state & (STATE_FIN_CLIENT | STATE_FIN_TARGET)) == (STATE_FIN_CLIENT | STATE_FIN_TARGET);
-}
-
-/* Rewrites addresses and ports, fixes the checksums and sends the frame back out. */
-INLINE int rewrite(struct packet *p, u32 source, u16 source_port, u32 destination, u16 destination_port,
-		   const u8 *mac, const struct control *self)
-{
-	struct ipv4 *ip = p->ip;
-	if (ip->ttl <= 1)
-		return dropped(REASON_TTL);
-
-	u32 addresses = csum_replace32(0, ip->source, source);
-	addresses = csum_replace32(addresses, ip->destination, destination);
-	u32 ports = csum_replace16(addresses, p->ports->source, source_port);
-	ports = csum_replace16(ports, p->ports->destination, destination_port);
-
-	if (ip->protocol == IP_TCP) {
-		struct tcp *tcp = (void *)p->ports;
-		if ((void *)(tcp + 1) > p->end)
-			return dropped(REASON_MALFORMED);
-		tcp->checksum = csum_apply(tcp->checksum, ports);
-	} else {
-		struct udp *udp = (void *)p->ports;
-		if ((void *)(udp + 1) > p->end)
-			return dropped(REASON_MALFORMED);
-		if (udp->checksum) {
-			u16 sum = csum_apply(udp->checksum, ports);
-			udp->checksum = sum ? sum : 0xffff;
-		}
+	if (since(p->now, c->seen_ns) > SEEN_STEP_NS)
+		c->seen_ns = p->now;
+	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+		c->seen_ns = p->now;
+		c->state |= (p->tcp_flags & TCP_RST ? STATE_RESET : 0) | (p->tcp_flags & TCP_FIN ? fin : 0);
 	}
-
-	u16 ttl_before, ttl_after;
-	__builtin_memcpy(&ttl_before, &ip->ttl, 2);
-	ip->ttl -= 1;
-	__builtin_memcpy(&ttl_after, &ip->ttl, 2);
-	ip->checksum = csum_apply(ip->checksum, csum_replace16(addresses, ttl_before, ttl_after));
-	ip->source = source;
-	ip->destination = destination;
-	p->ports->source = source_port;
-	p->ports->destination = destination_port;
-	copy_mac(p->eth->destination, mac);
-	copy_mac(p->eth->source, self->mac);
-	return XDP_TX;
 }
 
-/* Hash of a flow for the table's slot: equal on all hosts. (A finalizer of MurmurHash3, public domain.) */
-INLINE u32 flow_hash(const struct flow_key *k)
+INLINE int to_target(struct packet *p, const struct flow_key *key, u16 source_port, u32 id, struct target *target,
+		     u32 table, u32 new_flows)
 {
-	u64 h = ((u64)k->client << 32 | k->vip) * 0x9e3779b97f4a7c15ull;
-	h ^= (u64)k->client_port << 32 | (u64)k->port << 8 | k->protocol;
-	h ^= h >> 33;
-	h *= 0xff51afd7ed558ccdull;
-	h ^= h >> 33;
-	h *= 0xc4ceb9fe1a85ec53ull;
-	h ^= h >> 33;
-	return (u32)h;
+	if (!(target->flags & TARGET_HAS_MAC))
+		return dropped(REASON_NO_NEIGHBOUR);
+	count(&listener_counters, table, p->bytes, new_flows, p->now);
+	count(&target_counters, id, p->bytes, new_flows, p->now);
+	return translate(p, key->vip, source_port, target->address, target->port, target->mac);
 }
 
-/* Whether a tuple belongs to somebody, or did too short a time ago. */
-INLINE int is_taken(void *map, const struct reverse_key *key, const struct packet *p, const struct control *self)
+/* The next packet of a connection. */
+INLINE int follow(struct packet *p, const struct flow_key *key, const struct flow *flow, struct connection *c,
+		  struct target *target)
 {
-	struct reverse *r = bpf_map_lookup_elem(map, key);
-	return r && p->now - r->last_seen_ns < lifetime(r, key->protocol, self) + REUSE_NS;
-}
-
-struct selection {
-	u32 id;
-	struct target *target;
-	struct forward flow;
-};
-
-INLINE struct target *select_target(const struct flow_key *key, const struct listener *listener, u32 *id)
-{
-	u32 index = listener->table;
-	void *table = bpf_map_lookup_elem(&tables, &index);
-	if (!table)
-		return 0;
-	u32 slot = flow_hash(key) % TABLE_SLOTS;
-	u32 *chosen = bpf_map_lookup_elem(table, &slot);
-	if (!chosen || *chosen == 0)
-		return 0;
-	*id = *chosen;
-	return bpf_map_lookup_elem(&targets, id);
+	touch(c, p, STATE_FIN_CLIENT);
+	if (__builtin_memcmp(c->client_mac, p->eth->source, 6))
+		copy_mac(c->client_mac, p->eth->source);
+	return to_target(p, key, flow->source_port, flow->target, target, flow->table, 0);
 }
 
 /* A new connection: target, source port, half-open entries, first packet. */
-INLINE int open_flow(struct packet *p, const struct flow_key *key, const struct listener *listener,
-		     const struct control *self)
+INLINE int open_flow(struct packet *p, const struct flow_key *key, int owned)
 {
-	u32 id = 0;
-	struct target *target = select_target(key, listener, &id);
+	struct listener_key lkey = { .vip = key->vip, .port = key->port, .protocol = key->protocol };
+	struct listener *listener = bpf_map_lookup_elem(&listeners, &lkey);
+	if (!listener)
+		return dropped(REASON_NO_LISTENER);
+	if (!owned)
+		return dropped(REASON_NOT_OWNER);
+	u64 hash = flow_hash(key, p->host->seed);
+	u32 table = listener->table;
+	u32 id = choose_target(table, hash);
+	struct target *target = id ? bpf_map_lookup_elem(&targets, &id) : 0;
 	if (!target || !target->address)
 		return dropped(REASON_NO_TARGET);
 
-	struct reverse_key rkey = {
-		.vip = key->vip,
-		.target_address = target->address,
-		.target_port = target->port,
-		.protocol = key->protocol,
-	};
-	struct reverse owner = {
-		.last_seen_ns = p->now,
+	struct flow flow = { .target = id, .address = target->address, .port = target->port, .table = table };
+	struct tuple tuple;
+	tuple_of(&tuple, key, &flow);
+	struct connection new = {
+		.seen_ns = p->now,
 		.client = key->client,
 		.client_port = key->client_port,
 		.port = key->port,
 		.target = id,
+		.table = table,
+		.idle_s = listener->idle_s,
 	};
-	copy_mac(owner.client_mac, p->eth->source);
-
-	u32 start = bpf_get_prandom_u32();
-	u16 source_port = 0;
-	if (self->port_count == 0)
+	copy_mac(new.client_mac, p->eth->source);
+	flow.source_port = take_source_port(p, &tuple, &new, (u32)(hash >> 40));
+	if (!flow.source_port)
 		return dropped(REASON_NO_SOURCE_PORT);
-#pragma unroll
-	for (int i = 0; i < PORT_TRIES; i++) {
-		u16 port = self->port_first + (u16)((start + i * 2654435761u) % self->port_count);
-		struct listener_key own = { .vip = key->vip, .port = htons(port), .protocol = key->protocol };
-		rkey.source_port = htons(port);
-		if (bpf_map_lookup_elem(&listeners, &own) || is_taken(&reverse, &rkey, p, self))
-			continue;
-		if (is_taken(&half_reverse, &rkey, p, self))
-			continue;
-		bpf_map_delete_elem(&half_reverse, &rkey);
-		if (bpf_map_update_elem(&half_reverse, &rkey, &owner, BPF_NOEXIST) == 0) {
-			source_port = rkey.source_port;
-			break;
-		}
-	}
-	if (!source_port)
-		return dropped(REASON_NO_SOURCE_PORT);
-
-	struct forward flow = {
-		.target = id,
-		.target_address = target->address,
-		.target_port = target->port,
-		.source_port = source_port,
-	};
-	if (bpf_map_update_elem(&half_forward, key, &flow, BPF_ANY))
+	if (bpf_map_update_elem(&half_open_flows, key, &flow, BPF_ANY))
 		return dropped(REASON_TABLE_FULL);
-	count(&listener_stats, listener->table, p, 1);
-	count(&target_stats, id, p, 1);
-	return rewrite(p, key->vip, source_port, target->address, target->port, target->mac, self);
+	return to_target(p, key, flow.source_port, id, target, table, 1);
 }
 
-INLINE struct reverse_key reverse_key_of(const struct flow_key *key, const struct forward *flow)
+/* From half-open to established. The connection first: it owns the tuple. */
+INLINE int promote(const struct flow_key *key, const struct flow *flow, const struct tuple *tuple,
+		   const struct connection *c)
 {
-	struct reverse_key rkey = {
-		.vip = key->vip,
-		.target_address = flow->target_address,
-		.source_port = flow->source_port,
-		.target_port = flow->target_port,
-		.protocol = key->protocol,
-	};
-	return rkey;
+	struct connection established = *c;
+	if (bpf_map_update_elem(&connections, tuple, &established, BPF_ANY) ||
+	    bpf_map_update_elem(&flows, key, flow, BPF_ANY))
+		return -1;
+	bpf_map_delete_elem(&half_open, tuple);
+	bpf_map_delete_elem(&half_open_flows, key);
+	return 0;
 }
 
-INLINE int owns(const struct reverse *r, const struct flow_key *key)
+/* Whether an established connection takes this packet, or the packet begins another one. */
+INLINE int takes(const struct connection *c, const struct target *target, const struct packet *p)
 {
-	return r && r->client == key->client && r->client_port == key->client_port && r->port == key->port;
+	if (is_syn(p))
+		return !c->state;
+	if (p->protocol == IP_UDP && !(target->flags & TARGET_IN_TABLE))
+		return since(p->now, c->replied_ns) < UDP_UNANSWERED_NS;
+	return 1;
 }
 
 /* Client to VIP. */
-INLINE int forward_packet(struct packet *p, const struct listener *listener, int owned, const struct control *self)
+INLINE int forward(struct packet *p, int owned)
 {
 	struct flow_key key = {
 		.client = p->ip->source,
 		.vip = p->ip->destination,
 		.client_port = p->ports->source,
 		.port = p->ports->destination,
-		.protocol = p->ip->protocol,
+		.protocol = p->protocol,
 	};
-	int is_syn = key.protocol == IP_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-	int opens = key.protocol == IP_UDP || is_syn;
+	struct tuple tuple;
+	u32 why = REASON_NO_CONNECTION;
 
-	int half = 0;
-	struct reverse *r = 0;
-	struct forward *flow = bpf_map_lookup_elem(&forward, &key);
+	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow) {
-		struct reverse_key rkey = reverse_key_of(&key, flow);
-		r = bpf_map_lookup_elem(&reverse, &rkey);
-	} else {
-		flow = bpf_map_lookup_elem(&half_forward, &key);
-		half = 1;
-		if (flow) {
-			struct reverse_key rkey = reverse_key_of(&key, flow);
-			r = bpf_map_lookup_elem(&half_reverse, &rkey);
+		tuple_of(&tuple, &key, flow);
+		struct connection *c = bpf_map_lookup_elem(&connections, &tuple);
+		if (c && belongs_to(c, &key)) {
+			struct target *target = target_of(flow);
+			int alive = is_alive(c, p->now);
+			if (alive && target && takes(c, target, p))
+				return follow(p, &key, flow, c, target);
+			why = alive ? REASON_TARGET_GONE : REASON_EXPIRED;
 		}
 	}
 
-	if (flow && owns(r, &key)) {
-		u64 idle = p->now - r->last_seen_ns;
-		u64 limit = half ? self->half_open_ns : lifetime(r, key.protocol, self);
-		u32 id = flow->target;
-		struct target *target = bpf_map_lookup_elem(&targets, &id);
-		int same = target && target->address == flow->target_address && target->port == flow->target_port;
-		int fresh = idle < limit && same && !(is_syn && is_closing(r)) && !(opens && half && !target->active);
-		if (fresh) {
-			r->last_seen_ns = p->now;
-			copy_mac(r->client_mac, p->eth->source);
-			if (p->tcp_flags & TCP_RST)
-				r->state |= STATE_RESET;
-			if (p->tcp_flags & TCP_FIN)
-				r->state |= STATE_FIN_CLIENT;
-			count(&listener_stats, listener->table, p, 0);
-			count(&target_stats, id, p, 0);
-			return rewrite(p, key.vip, flow->source_port, target->address, target->port, target->mac, self);
+	flow = bpf_map_lookup_elem(&half_open_flows, &key);
+	if (flow) {
+		tuple_of(&tuple, &key, flow);
+		struct connection *c = bpf_map_lookup_elem(&half_open, &tuple);
+		if (c && belongs_to(c, &key) && is_half_open_alive(c, p->now)) {
+			struct target *target = target_of(flow);
+			if (p->protocol == IP_TCP && !is_syn(p)) {
+				/* The client's answer to the target's: both ends are real. */
+				if (!target)
+					return dropped(REASON_TARGET_GONE);
+				if (!c->replied_ns && !(p->tcp_flags & TCP_RST))
+					return dropped(REASON_NO_CONNECTION);
+				touch(c, p, STATE_FIN_CLIENT);
+				if (c->replied_ns && promote(&key, flow, &tuple, c))
+					return dropped(REASON_TABLE_FULL);
+				return to_target(p, &key, tuple.source_port, flow->target, target, flow->table, 0);
+			}
+			if (target && target->flags & TARGET_IN_TABLE)
+				return follow(p, &key, flow, c, target);
 		}
 	}
-	if (!opens)
-		return dropped(REASON_NO_CONNECTION);
-	if (!owned)
-		return dropped(REASON_NOT_OWNER);
-	if (flow) {
-		bpf_map_delete_elem(&forward, &key);
-		bpf_map_delete_elem(&half_forward, &key);
-	}
-	return open_flow(p, &key, listener, self);
+	if (p->protocol == IP_TCP && !is_syn(p))
+		return dropped(why);
+	return open_flow(p, &key, owned);
 }
 
-/* Target to VIP's source port. The first answer makes a half-open flow an established one. */
-INLINE int reverse_packet(struct packet *p, const struct control *self)
+INLINE int to_client(struct packet *p, const struct tuple *tuple, struct connection *c)
 {
-	struct reverse_key rkey = {
+	touch(c, p, STATE_FIN_TARGET);
+	if (since(p->now, c->replied_ns) > SEEN_STEP_NS)
+		c->replied_ns = p->now;
+	count(&listener_counters, c->table, p->bytes, 0, p->now);
+	count(&target_counters, c->target, p->bytes, 0, p->now);
+	return translate(p, tuple->vip, c->port, c->client, c->client_port, c->client_mac);
+}
+
+/* Target to one of our source ports. -1: there is no such connection. */
+INLINE int backward(struct packet *p)
+{
+	struct tuple tuple = {
 		.vip = p->ip->destination,
-		.target_address = p->ip->source,
+		.target = p->ip->source,
 		.source_port = p->ports->destination,
 		.target_port = p->ports->source,
-		.protocol = p->ip->protocol,
+		.protocol = p->protocol,
 	};
-	struct reverse *r = bpf_map_lookup_elem(&reverse, &rkey);
-	struct reverse *half = r ? 0 : bpf_map_lookup_elem(&half_reverse, &rkey);
-	struct reverse owner;
-	if (half) {
-		owner = *half;
-		owner.last_seen_ns = p->now;
-		struct flow_key key = {
-			.client = owner.client,
-			.vip = rkey.vip,
-			.client_port = owner.client_port,
-			.port = owner.port,
-			.protocol = rkey.protocol,
-		};
-		struct forward flow = {
-			.target = owner.target,
-			.target_address = rkey.target_address,
-			.target_port = rkey.target_port,
-			.source_port = rkey.source_port,
-		};
-		/* The reverse entry first: it owns the tuple. */
-		if (bpf_map_update_elem(&reverse, &rkey, &owner, BPF_ANY) || bpf_map_update_elem(&forward, &key, &flow, BPF_ANY))
-			return dropped(REASON_TABLE_FULL);
-		bpf_map_delete_elem(&half_reverse, &rkey);
-		bpf_map_delete_elem(&half_forward, &key);
-		r = bpf_map_lookup_elem(&reverse, &rkey);
+	struct connection *c = bpf_map_lookup_elem(&connections, &tuple);
+	if (c && is_alive(c, p->now))
+		return to_client(p, &tuple, c);
+	int known = c != 0;
+	c = bpf_map_lookup_elem(&half_open, &tuple);
+	if (!c || since(p->now, c->seen_ns) >= HALF_OPEN_NS)
+		return known ? dropped(REASON_EXPIRED) : -1;
+	if (p->protocol == IP_TCP) {
+		/* Half-open until the client answers: a flood of SYNs is answered too. */
+		c->replied_ns = p->now;
+		return to_client(p, &tuple, c);
 	}
-	if (!r || p->now - r->last_seen_ns >= lifetime(r, rkey.protocol, self))
-		return dropped(REASON_NO_CONNECTION);
-	r->last_seen_ns = p->now;
-	if (p->tcp_flags & TCP_RST)
-		r->state |= STATE_RESET;
-	if (p->tcp_flags & TCP_FIN)
-		r->state |= STATE_FIN_TARGET;
-	u32 id = r->target;
-	count(&target_stats, id, p, 0);
-	return rewrite(p, rkey.vip, r->port, r->client, r->client_port, r->client_mac, self);
+	struct flow_key key = {
+		.client = c->client,
+		.vip = tuple.vip,
+		.client_port = c->client_port,
+		.port = c->port,
+		.protocol = IP_UDP,
+	};
+	struct flow flow = {
+		.target = c->target,
+		.address = tuple.target,
+		.port = tuple.target_port,
+		.source_port = tuple.source_port,
+		.table = c->table,
+	};
+	c->replied_ns = p->now;
+	if (promote(&key, &flow, &tuple, c))
+		return dropped(REASON_TABLE_FULL);
+	c = bpf_map_lookup_elem(&connections, &tuple);
+	return c ? to_client(p, &tuple, c) : dropped(REASON_TABLE_FULL);
 }

@@ -5,11 +5,17 @@
 //! the maps' shape is part of the path, so that a release with other structs begins with empty maps
 //! instead of misreading the old ones.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use libbpf_rs::{Link, Object, ObjectBuilder, OpenObject};
+use libbpf_rs::{Object, ObjectBuilder, ProgramMut};
+use nix::errno::Errno;
 use nix::sys::statfs::{FsType, statfs};
+
+use super::link;
+use crate::desired::Mac;
 
 /// Changes whenever a struct or a map of the program does.
 const ABI: &str = "v1";
@@ -26,6 +32,17 @@ pub struct Settings {
     pub bpf_dir: PathBuf,
     /// Connections that can be established at once; a quarter as many half-open ones.
     pub max_connections: u32,
+    pub mode: Mode,
+}
+
+/// Where in the kernel the program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// In the driver. Refused where the driver cannot.
+    #[default]
+    Native,
+    /// Behind the driver, on any interface, several times slower.
+    Generic,
 }
 
 /// Whether the program was there already.
@@ -38,7 +55,7 @@ pub enum Attachment {
 }
 
 impl Settings {
-    /// The folder of the pinned maps.
+    /// The folder of the pinned maps and the link.
     pub fn pins(&self) -> PathBuf {
         self.bpf_dir.join(&self.interface).join(ABI)
     }
@@ -53,6 +70,7 @@ impl Settings {
 /// # Errors
 /// When the kernel refuses; the message names what to do about the usual causes.
 pub fn attach(settings: &Settings) -> anyhow::Result<Attachment> {
+    let interface = interface_index(&settings.interface)?;
     ensure_bpf_filesystem(&settings.bpf_dir)?;
     let pins = settings.pins();
     std::fs::create_dir_all(&pins).with_context(|| format!("creating {}", pins.display()))?;
@@ -61,28 +79,42 @@ pub fn attach(settings: &Settings) -> anyhow::Result<Attachment> {
 
     let path = settings.link();
     if path.exists() {
-        let mut link =
-            Link::open(&path).with_context(|| format!("opening the pinned link {}", path.display()))?;
-        match link.update_prog(&program) {
+        let link = link::open_pinned(&path)
+            .with_context(|| format!("opening the pinned link {}", path.display()))?;
+        match link::update(link.as_fd(), program.as_fd()) {
             Ok(()) => return Ok(Attachment::Replaced),
-            Err(error) => {
-                tracing::warn!(%error, "the pinned link is dead (its interface is gone?); attaching anew");
+            Err(error) if error.raw_os_error() == Some(Errno::ENOLINK as i32) => {
+                tracing::warn!("the interface was made anew since the program was attached; attaching again");
                 std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
             }
+            Err(error) => return Err(error).context("replacing the program behind the pinned link"),
         }
     }
-    let index = interface_index(&settings.interface)?;
-    let mut link = program.attach_xdp(index).with_context(|| {
-        format!(
-            "attaching to {0}: another XDP program may be there (ip link show {0}), or the driver has no native \
-             XDP in this setup (a veth needs one queue on both ends: numrxqueues 1 numtxqueues 1)",
-            settings.interface
-        )
-    })?;
-    link.pin(&path).with_context(|| format!("pinning the link at {}", path.display()))?;
-    // The pin keeps it attached.
-    link.disconnect();
+    let link = link::attach(program.as_fd(), interface, settings.mode)
+        .map_err(|error| anyhow::anyhow!("{}: {error}", advice(&error, &settings.interface)))?;
+    link::pin(link.as_fd(), &path).with_context(|| format!("pinning the link at {}", path.display()))?;
     Ok(Attachment::New)
+}
+
+/// What to do about a refusal to attach.
+fn advice(error: &io::Error, interface: &str) -> String {
+    let why = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EBUSY) => format!(
+            "another XDP program is attached; `ip link show {interface}` names it, `ip link set {interface} xdp off` removes it"
+        ),
+        Some(Errno::ENOSPC) => "its peer has more transmit queues than it has receive queues; create both ends of a \
+             veth with numrxqueues 1 numtxqueues 1"
+            .to_owned(),
+        Some(Errno::ERANGE) => format!("its MTU is too large for XDP; `ip link set {interface} mtu 1500`"),
+        Some(Errno::EOPNOTSUPP | Errno::EINVAL) => {
+            "its driver has no native XDP in this setup (large receive offload?); --xdp-mode generic works on any \
+             interface, several times slower"
+                .to_owned()
+        }
+        Some(Errno::EPERM) => "attaching needs root, or CAP_BPF and CAP_NET_ADMIN".to_owned(),
+        _ => "the kernel refuses; dmesg may say why".to_owned(),
+    };
+    format!("cannot attach to {interface}: {why}")
 }
 
 /// Detaches the program and removes the pinned maps: all connections end.
@@ -92,44 +124,48 @@ pub fn attach(settings: &Settings) -> anyhow::Result<Attachment> {
 pub fn cleanup(settings: &Settings) -> anyhow::Result<()> {
     let pins = settings.pins();
     match std::fs::remove_dir_all(&pins) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("removing the pins in {}", pins.display())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing the pins in {}", pins.display()))
+        }
+        _ => Ok(()),
     }
 }
 
-/// The loaded program, with its maps pinned below `pins`, or private without.
+/// The loaded program, with its maps pinned below `pins`, or private without. Maps that are pinned
+/// there already are taken over with their content.
 ///
 /// # Errors
 /// When the kernel refuses it, or a pinned map has another shape.
 pub fn load(pins: Option<&Path>, max_connections: u32) -> anyhow::Result<Object> {
-    let mut open = open()?;
+    let mut open =
+        ObjectBuilder::default().open_memory(BALANCER).context("opening the compiled XDP program")?;
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
-        let entries = match name.as_str() {
-            "forward" | "reverse" => max_connections,
-            "half_forward" | "half_reverse" => (max_connections / 4).max(1024),
-            _ => map.max_entries(),
-        };
-        map.set_max_entries(entries).with_context(|| format!("sizing map {name}"))?;
+        match name.as_str() {
+            "flows" | "connections" => map.set_max_entries(max_connections)?,
+            "half_open_flows" | "half_open" => map.set_max_entries((max_connections / 4).max(1024))?,
+            // Constants; they belong to the program.
+            name if name.starts_with('.') || name.contains(".rodata") => continue,
+            _ => {}
+        }
         if let Some(pins) = pins {
             map.set_pin_path(pins.join(&name)).with_context(|| format!("pinning map {name}"))?;
         }
     }
-    open.load().context(
-        "loading the XDP program: needs root (or CAP_BPF and CAP_NET_ADMIN) and a kernel of 5.15 or newer",
-    )
-}
-
-fn open() -> anyhow::Result<OpenObject> {
-    ObjectBuilder::default().open_memory(BALANCER).context("opening the compiled XDP program")
+    open.load().with_context(|| {
+        let pinned = pins.map(|p| format!(", and no map in {} of another size", p.display())).unwrap_or_default();
+        format!(
+            "loading the XDP program: needs root (or CAP_BPF and CAP_NET_ADMIN), a kernel of 5.15 or newer{pinned} \
+             (`metal-lb cleanup` removes them, with all connections)"
+        )
+    })
 }
 
 /// The balancer program of a loaded object.
 ///
 /// # Errors
 /// Never for an object of [`load`].
-pub fn program(object: &Object) -> anyhow::Result<libbpf_rs::ProgramMut<'_>> {
+pub fn program(object: &Object) -> anyhow::Result<ProgramMut<'_>> {
     object.progs_mut().find(|p| p.name() == "balancer").context("the object holds no program named balancer")
 }
 
@@ -137,6 +173,13 @@ pub(super) fn interface_index(name: &str) -> anyhow::Result<i32> {
     let index = nix::net::if_::if_nametoindex(name)
         .with_context(|| format!("there is no interface {name}: choose one of `ip link` with --interface"))?;
     i32::try_from(index).context("interface index")
+}
+
+pub(super) fn interface_mac(name: &str) -> anyhow::Result<Mac> {
+    let mut addresses = nix::ifaddrs::getifaddrs().context("listing interfaces")?;
+    let mac = addresses
+        .find_map(|a| if a.interface_name == name { a.address?.as_link_addr()?.addr() } else { None });
+    mac.map(Mac).with_context(|| format!("{name} has no link-layer address: choose an Ethernet interface"))
 }
 
 /// bpffs is not mounted everywhere (minimal systems, fresh mount namespaces).

@@ -1,28 +1,36 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
-/* What the program and the control process share. xdp/layout.rs mirrors every struct here; both
- * change in one commit, and a test compares the sizes with BTF. Addresses and ports are in network
- * order unless a name says otherwise. */
+/* What the program and the control process share. layout.rs mirrors every struct here; both change
+ * in one commit, and a test compares them with BTF. Addresses and ports are in network order unless
+ * a comment says otherwise. IPv6 will have keys and maps of its own, so that these stay short. */
 #pragma once
 
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef long long s64;
 
 #define MAX_VIPS 4096
 #define MAX_LISTENERS 4096
 #define MAX_TARGETS 65536
 #define TABLE_SLOTS 65537
+/* Behind a table's slots the control process keeps what it was built for and from. */
+#define TABLE_LABEL_WORDS 4
+/* The first source port of any host's slice, host order. No reply comes to one below. */
+#define FIRST_SOURCE_PORT 16384
 
-/* What a packet for one of our addresses was dropped, or passed on, for. */
-enum verdict_reason {
+/* Why a packet to one of our addresses was dropped or, at the end, passed on. */
+enum reason {
 	REASON_MALFORMED = 0,
 	REASON_FRAGMENT,
 	REASON_IP_OPTIONS,
 	REASON_NOT_OWNER,
 	REASON_NO_LISTENER,
 	REASON_NO_TARGET,
+	REASON_TARGET_GONE,
+	REASON_NO_NEIGHBOUR,
 	REASON_NO_CONNECTION,
+	REASON_EXPIRED,
 	REASON_NO_SOURCE_PORT,
 	REASON_TTL,
 	REASON_TABLE_FULL,
@@ -30,21 +38,23 @@ enum verdict_reason {
 	REASON_COUNT,
 };
 
-/* Written by the control process; read for every probe and SYN. One element. */
-struct control {
-	u64 heartbeat_ns; /* CLOCK_MONOTONIC of the last sign of life */
-	u64 generation_term;
-	u64 generation_counter;
-	u64 half_open_ns;
-	u64 established_ns;
-	u64 closing_ns;
-	u64 udp_ns;
+/* What belongs to the host. One element. */
+struct settings {
+	u64 seed; /* of flow hashes; the same on every host of the tier */
 	u32 probe_address; /* 0: probes are not answered */
 	u16 probe_port;
-	u16 port_first; /* host order: this host's slice of SNAT source ports */
-	u16 port_count;
-	u8 mac[6];
-	u64 zero;
+	u16 first_port; /* host order: this host's slice of source ports */
+	u16 ports; /* how many, host order; 0: no new connections */
+	u8 mac[6]; /* of the interface: only frames to it are balanced */
+	u32 slot;
+	u32 zero;
+};
+
+/* Signs of life of the control process. One element. */
+struct liveness {
+	u64 beat_ns; /* CLOCK_MONOTONIC; 0: never */
+	u64 generation_term;
+	u64 generation_counter;
 };
 
 struct vip {
@@ -59,17 +69,21 @@ struct listener_key {
 };
 
 struct listener {
-	u32 table; /* index into tables and listener_stats */
-	u32 zero;
-	u64 fingerprint; /* of the table's content, for the control process */
+	u32 table; /* index into tables and listener_counters */
+	u32 idle_s; /* of its connections, host order */
 };
 
+#define TARGET_IN_TABLE 1 /* gets new connections */
+#define TARGET_HAS_MAC 2
+
 struct target {
-	u32 address;
+	u32 address; /* 0: no such target */
 	u16 port;
 	u8 mac[6];
-	u32 table;   /* the listener's table that it belongs to */
-	u32 active;  /* in the table: gets new connections */
+	u32 vip; /* the listener that it serves */
+	u16 vip_port;
+	u8 protocol;
+	u8 flags;
 };
 
 struct flow_key {
@@ -81,26 +95,32 @@ struct flow_key {
 	u8 zero[3];
 };
 
-struct forward {
+struct flow {
 	u32 target; /* id */
-	u32 target_address;
-	u16 target_port;
+	u32 address;
+	u16 port;
 	u16 source_port;
+	u32 table; /* the listener's, for counters */
 };
 
-struct reverse_key {
+/* What a target sees of a connection. */
+struct tuple {
 	u32 vip;
-	u32 target_address;
+	u32 target;
 	u16 source_port;
 	u16 target_port;
 	u8 protocol;
 	u8 zero[3];
 };
 
-/* The reverse entry owns the translation: a forward entry counts only while this one names the
- * same client. */
-struct reverse {
-	u64 last_seen_ns;
+#define STATE_FIN_CLIENT 1
+#define STATE_FIN_TARGET 2
+#define STATE_RESET 4
+
+/* Owns its tuple: a flow counts only while this names the same client. */
+struct connection {
+	u64 seen_ns; /* the last packet, to a quarter second */
+	u64 replied_ns; /* the last one from the target; 0: never */
 	u32 client;
 	u16 client_port;
 	u16 port;
@@ -108,30 +128,30 @@ struct reverse {
 	u8 state;
 	u8 zero;
 	u32 target; /* id */
+	u32 table;
+	u32 idle_s;
 	u32 zero2;
 };
 
-#define STATE_FIN_CLIENT 1
-#define STATE_FIN_TARGET 2
-#define STATE_RESET 4
-
 struct counters {
-	u64 packets;
+	u64 packets; /* both directions */
 	u64 bytes;
 	u64 new_flows;
+	u64 seen_ns; /* the last packet */
 };
 
-/* A liveness probe between hosts: the request's answer is written by the peer's XDP program. */
+/* A liveness probe between hosts: the peer's program turns a request into the answer. All fields in
+ * network order. */
 #define PROBE_MAGIC 0x464c5042 /* "FLPB" */
 #define PROBE_REQUEST 1
 #define PROBE_ANSWER 2
 
 struct probe {
-	u32 magic;          /* network order, as all fields */
+	u32 magic;
 	u32 kind;
 	u64 nonce;
 	u64 generation_term;
 	u64 generation_counter;
-	u32 control_age_ms; /* since the control process last wrote its heartbeat */
-	u32 zero;
+	u32 control_age_ms; /* since the control process last beat; all ones: never */
+	u32 slot; /* of the host that answers */
 };

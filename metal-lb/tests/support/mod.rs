@@ -1,23 +1,28 @@
 //! Frames by hand, and the program run on them by BPF_PROG_TEST_RUN.
-#![allow(dead_code, unreachable_pub, reason = "shared by test binaries; each uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared by test binaries; each uses its own part"
+)]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use libbpf_rs::{MapCore, MapFlags, Object, ProgramInput};
-use metal_lb::desired::{Desired, DesiredListener, DesiredTarget, ListenerId, Mac};
+use metal_lb::desired::{Desired, DesiredListener, DesiredTarget, ListenerId, Mac, Timeouts};
 use metal_lb::observed::Observed;
-use metal_lb::plan::plan;
-use metal_lb::xdp::XdpBackend;
-use metal_lb::xdp::layout::{Control, address_to_net};
+use metal_lb::plan::{Backend, plan, plan_host};
+use metal_lb::xdp::layout::Settings;
 use metal_lb::xdp::maps::Maps;
-use metal_lb::xdp::object;
-use metal_lb_api::NatProtocol;
+use metal_lb::xdp::{XdpBackend, object};
+use metal_lb_api::{Generation, NatProtocol};
 
 pub const DROP: u32 = 1;
 pub const PASS: u32 = 2;
 pub const TX: u32 = 3;
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 200);
+pub const OWN_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 21);
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 100);
 pub const HOST_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 pub const CLIENT_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -27,49 +32,40 @@ pub const SYN: u8 = 2;
 pub const RST: u8 = 4;
 pub const ACK: u8 = 16;
 
-/// The balancer loaded without pins, with one control block.
+/// The balancer loaded without pins.
 pub struct Bench {
     object: Object,
+    maps: Maps,
     pub backend: XdpBackend,
-    pub observed: Observed,
 }
 
 impl Bench {
     pub fn new() -> Self {
         let object = object::load(None, 4096).expect("the kernel takes the program");
-        let backend = XdpBackend::new(Maps::of(&object).unwrap(), 7);
-        let bench = Self { object, backend, observed: Observed::default() };
-        bench.set_control(|_| {});
+        let backend = XdpBackend::new(Maps::of(&object).unwrap(), HOST_MAC).unwrap();
+        let maps = Maps::of(&object).unwrap();
+        Self { object, maps, backend }
+    }
+
+    pub fn programmed(desired: &Desired) -> Self {
+        let mut bench = Self::new();
+        bench.program(desired);
         bench
     }
 
-    pub fn set_control(&self, change: impl FnOnce(&mut Control)) {
-        let second = 1_000_000_000;
-        let mut control = Control {
-            half_open_ns: 30 * second,
-            established_ns: 350 * second,
-            closing_ns: 10 * second,
-            udp_ns: 120 * second,
-            probe_address: address_to_net(Ipv4Addr::new(172, 30, 0, 21)),
-            probe_port: 7947u16.to_be(),
-            port_first: 1024,
-            port_count: 8064,
-            mac: HOST_MAC.0,
-            ..Control::default()
-        };
-        change(&mut control);
-        self.backend.set_control(&control).unwrap();
+    pub fn change_settings(&self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = self.maps.settings().unwrap();
+        change(&mut settings);
+        self.maps.set_settings(&settings).unwrap();
+    }
+
+    pub fn beat(&self, generation: Generation) {
+        self.maps.beat(generation).unwrap();
     }
 
     /// Plans and applies until nothing is left.
     pub fn program(&mut self, desired: &Desired) {
-        let addresses: Vec<Ipv4Addr> = desired.vips.keys().copied().chain(self.observed.addresses()).collect();
-        for vip in addresses {
-            for batch in plan(vip, desired, &self.observed).batches {
-                self.backend.apply(&batch).unwrap();
-                batch.iter().for_each(|step| self.observed.apply(step).unwrap());
-            }
-        }
+        settle(&mut self.backend, desired);
     }
 
     /// What the program answers to a frame.
@@ -92,16 +88,34 @@ impl Bench {
         let map = self.object.maps().find(|m| m.name() == map).unwrap();
         for key in map.keys().collect::<Vec<_>>() {
             let mut value = map.lookup(&key, MapFlags::ANY).unwrap().unwrap();
-            let seen = u64::from_ne_bytes(value[..8].try_into().unwrap());
-            let past = seen.saturating_sub(seconds * 1_000_000_000);
-            value[..8].copy_from_slice(&past.to_ne_bytes());
+            // seen_ns and replied_ns.
+            for at in [0..8, 8..16] {
+                let then = u64::from_ne_bytes(value[at.clone()].try_into().unwrap());
+                value[at].copy_from_slice(&then.wrapping_sub(seconds * 1_000_000_000).to_ne_bytes());
+            }
             map.update(&key, &value, MapFlags::ANY).unwrap();
         }
     }
 
     pub fn dropped(&self, reason: &str) -> u64 {
-        let index = metal_lb::xdp::layout::REASONS.iter().position(|r| *r == reason).unwrap();
-        self.backend.maps().reasons().unwrap()[index]
+        self.backend.reasons().unwrap().find(|(name, _)| *name == reason).unwrap().1
+    }
+}
+
+/// Plans and applies until nothing is left; a second round must find nothing to do.
+pub fn settle(backend: &mut impl Backend, desired: &Desired) {
+    for last in [false, true] {
+        let observed = backend.observe().unwrap();
+        let mut run = |make: &dyn Fn(&Observed) -> metal_lb::plan::Plan| {
+            let plan = make(&backend.observe().unwrap());
+            assert!(!last || plan.is_empty(), "does not settle:\n{plan}");
+            plan.batches.iter().for_each(|batch| backend.apply(batch).unwrap());
+        };
+        run(&|observed| plan_host(desired, observed));
+        let addresses: Vec<Ipv4Addr> = desired.vips.keys().copied().chain(observed.addresses()).collect();
+        for vip in addresses {
+            run(&|observed| plan(vip, desired, observed));
+        }
     }
 }
 
@@ -109,15 +123,19 @@ impl Bench {
 pub fn desired(owned: bool, nodes: u8) -> Desired {
     let target = |n: u8, port| DesiredTarget {
         address: SocketAddrV4::new(node_address(n), port),
-        mac: Mac([2, 0, 0, 0, 1, n]),
+        mac: Some(Mac([2, 0, 0, 0, 1, n])),
         weight: 1,
     };
     let listener = |port| DesiredListener {
         service: "shop/web".into(),
         targets: (1..=nodes).map(|n| (format!("node-{n}"), target(n, port))).collect(),
+        timeouts: Timeouts::default(),
     };
     let id = |protocol| ListenerId { vip: VIP, protocol, port: 80 };
     Desired {
+        host_slot: 1,
+        seed: 7,
+        probe_address: Some(OWN_ADDRESS),
         vips: [(VIP, owned)].into(),
         listeners: [(id(NatProtocol::Tcp), listener(30080)), (id(NatProtocol::Udp), listener(30081))].into(),
     }
@@ -125,6 +143,50 @@ pub fn desired(owned: bool, nodes: u8) -> Desired {
 
 pub fn node_address(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 30, 0, 10 + n)
+}
+
+pub fn client(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(CLIENT, port)
+}
+
+pub fn vip() -> SocketAddrV4 {
+    SocketAddrV4::new(VIP, 80)
+}
+
+/// Sends a frame that must be forwarded.
+pub fn forwarded(bench: &Bench, frame: Frame) -> Frame {
+    let (verdict, out) = bench.run(&frame.build());
+    assert_eq!(verdict, TX, "{frame:?}");
+    Frame::parse(&out)
+}
+
+/// The node's answer to what it was sent.
+pub fn answer(sent: &Frame, flags: u8) -> Frame {
+    Frame {
+        to: HOST_MAC,
+        from: sent.to,
+        source: sent.destination,
+        destination: sent.source,
+        flags,
+        ttl: 64,
+        ..*sent
+    }
+}
+
+/// A handshake up to the client's ACK; what the node saw of the SYN.
+pub fn establish(bench: &Bench, port: u16) -> Frame {
+    let syn = forwarded(bench, Frame::tcp(client(port), vip(), SYN));
+    forwarded(bench, answer(&syn, SYN | ACK));
+    forwarded(bench, Frame::tcp(client(port), vip(), ACK));
+    syn
+}
+
+/// `desired(true, nodes)` without the node that was sent this.
+pub fn without(nodes: u8, sent: &Frame) -> Desired {
+    let gone = format!("node-{}", sent.destination.ip().octets()[3] - 10);
+    let mut less = desired(true, nodes);
+    less.listeners.values_mut().for_each(|l| l.targets.retain(|node, _| *node != gone));
+    less
 }
 
 /// A parsed, or to be built, frame.
@@ -142,7 +204,16 @@ pub struct Frame {
 
 impl Frame {
     pub fn tcp(source: SocketAddrV4, destination: SocketAddrV4, flags: u8) -> Self {
-        Self { to: HOST_MAC, from: CLIENT_MAC, source, destination, protocol: 6, flags, ttl: 64, udp_checksum: true }
+        Self {
+            to: HOST_MAC,
+            from: CLIENT_MAC,
+            source,
+            destination,
+            protocol: 6,
+            flags,
+            ttl: 64,
+            udp_checksum: true,
+        }
     }
 
     pub fn udp(source: SocketAddrV4, destination: SocketAddrV4) -> Self {
@@ -150,7 +221,8 @@ impl Frame {
     }
 
     pub fn build(&self) -> Vec<u8> {
-        let payload: &[u8] = if self.protocol == 6 { &[] } else { b"hello" };
+        // An odd length, so that the last byte of a checksum stands alone.
+        let payload: &[u8] = b"hello";
         let mut l4 = Vec::new();
         l4.extend(self.source.port().to_be_bytes());
         l4.extend(self.destination.port().to_be_bytes());

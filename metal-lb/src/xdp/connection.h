@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/* Connections: how long they live, and how a new one gets its target and its source port.
+ *
+ *   client:cport -> VIP:port          becomes   VIP:source_port -> target:nodePort
+ *   target:nodePort -> VIP:source     becomes   VIP:port -> client:cport
+ *
+ * flows finds the tuple of a client's packet, connections the client of a tuple. The latter owns the
+ * tuple; a flow whose tuple names somebody else is void, so that no eviction mixes two clients. */
+#pragma once
+#include "packet.h"
+
+#define SECOND 1000000000ull
+#define HALF_OPEN_NS (30 * SECOND)
+#define HALF_CLOSED_NS (60 * SECOND)
+#define CLOSED_NS (10 * SECOND)
+/* A source port rests this long after its connection's last packet, where others can be had. */
+#define REST_NS (120 * SECOND)
+/* And this long if every port that was tried is in use or resting. */
+#define SHORT_REST_NS SECOND
+/* A UDP flow on a target that left its table, and answers no more, moves on. */
+#define UDP_UNANSWERED_NS (5 * SECOND)
+#define SEEN_STEP_NS (SECOND / 4)
+#define PORT_TRIES 16
+/* Has no divisor in common with the size of a slice, 2^11 * 3. */
+#define PORT_STEP 947
+
+INLINE int is_closed(const struct connection *c)
+{
+	u8 both = STATE_FIN_CLIENT | STATE_FIN_TARGET;
+	return (c->state & STATE_RESET) || (c->state & both) == both;
+}
+
+/* Time since `then`. A clock read on another CPU may be a little ahead: that is no time at all. */
+INLINE u64 since(u64 now, u64 then)
+{
+	return (s64)(now - then) > 0 ? now - then : 0;
+}
+
+INLINE int is_alive(const struct connection *c, u64 now)
+{
+	u64 limit = c->idle_s * SECOND;
+	if (c->state)
+		limit = is_closed(c) ? CLOSED_NS : HALF_CLOSED_NS;
+	return since(now, c->seen_ns) < limit;
+}
+
+INLINE int is_half_open_alive(const struct connection *c, u64 now)
+{
+	return !c->state && since(now, c->seen_ns) < HALF_OPEN_NS;
+}
+
+INLINE int belongs_to(const struct connection *c, const struct flow_key *key)
+{
+	return c->client == key->client && c->client_port == key->client_port && c->port == key->port;
+}
+
+INLINE void tuple_of(struct tuple *tuple, const struct flow_key *key, const struct flow *flow)
+{
+	*tuple = (struct tuple){
+		.vip = key->vip,
+		.target = flow->address,
+		.source_port = flow->source_port,
+		.target_port = flow->port,
+		.protocol = key->protocol,
+	};
+}
+
+/* The target that a flow began with, unless its id means another one by now. */
+INLINE struct target *target_of(const struct flow *flow)
+{
+	u32 id = flow->target;
+	struct target *target = bpf_map_lookup_elem(&targets, &id);
+	return target && target->address == flow->address && target->port == flow->port ? target : 0;
+}
+
+/* Equal on all hosts. (The finalizer of MurmurHash3, which is in the public domain.) */
+INLINE u64 flow_hash(const struct flow_key *key, u64 seed)
+{
+	u64 h = ((u64)key->client << 32 | key->vip) ^ seed;
+	h *= 0x9e3779b97f4a7c15ull;
+	h ^= (u64)key->client_port << 32 | (u64)key->port << 8 | key->protocol;
+	h ^= h >> 33;
+	h *= 0xff51afd7ed558ccdull;
+	h ^= h >> 33;
+	h *= 0xc4ceb9fe1a85ec53ull;
+	h ^= h >> 33;
+	return h;
+}
+
+INLINE u32 choose_target(u32 index, u64 hash)
+{
+	void *table = bpf_map_lookup_elem(&tables, &index);
+	if (!table)
+		return 0;
+	u32 slot = (u32)(hash % TABLE_SLOTS);
+	u32 *id = bpf_map_lookup_elem(table, &slot);
+	return id ? *id : 0;
+}
+
+/* Takes a source port that no live connection to the target has, and enters the half-open
+ * connection under it. Tries a few at random: the first that nobody had lately, else the one that
+ * has rested longest. 0: none. */
+INLINE u16 take_source_port(const struct packet *p, struct tuple *tuple, const struct connection *new, u32 start)
+{
+	u16 fallback = 0;
+	u64 longest = SHORT_REST_NS;
+	u32 ports = p->host->ports;
+	if (!ports)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < PORT_TRIES; i++) {
+		u16 port = htons(p->host->first_port + (start + i * PORT_STEP) % ports);
+		struct listener_key own = { .vip = tuple->vip, .port = port, .protocol = tuple->protocol };
+		if (bpf_map_lookup_elem(&listeners, &own))
+			continue;
+		tuple->source_port = port;
+		struct connection *c = bpf_map_lookup_elem(&half_open, tuple);
+		if (c) {
+			if (is_half_open_alive(c, p->now))
+				continue;
+			bpf_map_delete_elem(&half_open, tuple);
+		}
+		c = bpf_map_lookup_elem(&connections, tuple);
+		if (c) {
+			u64 rest = since(p->now, c->seen_ns);
+			if (!is_closed(c) && is_alive(c, p->now))
+				continue;
+			if (rest < REST_NS) {
+				if (rest > longest) {
+					longest = rest;
+					fallback = port;
+				}
+				continue;
+			}
+			bpf_map_delete_elem(&connections, tuple);
+		}
+		if (bpf_map_update_elem(&half_open, tuple, new, BPF_NOEXIST) == 0)
+			return port;
+	}
+	if (!fallback)
+		return 0;
+	tuple->source_port = fallback;
+	/* Its flow is void from here on. */
+	bpf_map_delete_elem(&connections, tuple);
+	return bpf_map_update_elem(&half_open, tuple, new, BPF_NOEXIST) == 0 ? fallback : 0;
+}
