@@ -47,7 +47,9 @@ impl fmt::Display for Step {
             }
             Step::RemoveListener { listener } => write!(f, "listener {listener}: removed"),
             Step::SetVip { vip, owned: true } => write!(f, "announce {vip}"),
-            Step::SetVip { vip, owned: false } => write!(f, "withdraw {vip}: existing connections go on"),
+            Step::SetVip { vip, owned: false } => {
+                write!(f, "do not announce {vip}: existing connections go on")
+            }
             Step::RemoveVip { vip } => write!(f, "forget {vip}"),
         }
     }

@@ -92,7 +92,7 @@ impl XdpBackend {
             let Some(mut target) = target_from_wire(&target) else { continue };
             if !target.in_table {
                 let seen = self.maps.target_counters(id)?.seen_ns;
-                target.idle = Duration::from_nanos(now.saturating_sub(seen)) > rest;
+                target.idle = seen == 0 || Duration::from_nanos(now.saturating_sub(seen)) > rest;
             }
             targets.push((id, target));
         }

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use libbpf_rs::{Object, ObjectBuilder, ProgramMut};
+use libbpf_rs::{Object, ObjectBuilder, PrintLevel, ProgramMut};
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, statfs};
 
@@ -137,6 +137,7 @@ pub fn cleanup(settings: &Settings) -> anyhow::Result<()> {
 /// # Errors
 /// When the kernel refuses it, or a pinned map has another shape.
 pub fn load(pins: Option<&Path>, max_connections: u32) -> anyhow::Result<Object> {
+    libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| tracing::warn!("libbpf: {}", text.trim_end()))));
     let mut open =
         ObjectBuilder::default().open_memory(BALANCER).context("opening the compiled XDP program")?;
     for mut map in open.maps_mut() {
@@ -176,6 +177,7 @@ pub(super) fn interface_index(name: &str) -> anyhow::Result<i32> {
 }
 
 pub(super) fn interface_mac(name: &str) -> anyhow::Result<Mac> {
+    interface_index(name)?;
     let mut addresses = nix::ifaddrs::getifaddrs().context("listing interfaces")?;
     let mac = addresses
         .find_map(|a| if a.interface_name == name { a.address?.as_link_addr()?.addr() } else { None });

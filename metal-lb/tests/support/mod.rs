@@ -6,16 +6,19 @@
     reason = "shared by test binaries; each uses its own part"
 )]
 
+mod frame;
+pub mod plans;
+
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use libbpf_rs::{MapCore, MapFlags, Object, ProgramInput};
 use metal_lb::desired::{Desired, DesiredListener, DesiredTarget, ListenerId, Mac, Timeouts};
-use metal_lb::observed::Observed;
-use metal_lb::plan::{Backend, plan, plan_host};
 use metal_lb::xdp::layout::Settings;
 use metal_lb::xdp::maps::Maps;
 use metal_lb::xdp::{XdpBackend, object};
 use metal_lb_api::{Generation, NatProtocol};
+
+pub use frame::*;
 
 pub const DROP: u32 = 1;
 pub const PASS: u32 = 2;
@@ -24,14 +27,6 @@ pub const TX: u32 = 3;
 pub const VIP: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 200);
 pub const OWN_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 21);
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 100);
-pub const HOST_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
-pub const CLIENT_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
-
-pub const FIN: u8 = 1;
-pub const SYN: u8 = 2;
-pub const RST: u8 = 4;
-pub const ACK: u8 = 16;
-
 /// The balancer loaded without pins.
 pub struct Bench {
     object: Object,
@@ -65,7 +60,7 @@ impl Bench {
 
     /// Plans and applies until nothing is left.
     pub fn program(&mut self, desired: &Desired) {
-        settle(&mut self.backend, desired);
+        plans::settle(&mut self.backend, desired);
     }
 
     /// What the program answers to a frame.
@@ -99,23 +94,6 @@ impl Bench {
 
     pub fn dropped(&self, reason: &str) -> u64 {
         self.backend.reasons().unwrap().find(|(name, _)| *name == reason).unwrap().1
-    }
-}
-
-/// Plans and applies until nothing is left; a second round must find nothing to do.
-pub fn settle(backend: &mut impl Backend, desired: &Desired) {
-    for last in [false, true] {
-        let observed = backend.observe().unwrap();
-        let mut run = |make: &dyn Fn(&Observed) -> metal_lb::plan::Plan| {
-            let plan = make(&backend.observe().unwrap());
-            assert!(!last || plan.is_empty(), "does not settle:\n{plan}");
-            plan.batches.iter().for_each(|batch| backend.apply(batch).unwrap());
-        };
-        run(&|observed| plan_host(desired, observed));
-        let addresses: Vec<Ipv4Addr> = desired.vips.keys().copied().chain(observed.addresses()).collect();
-        for vip in addresses {
-            run(&|observed| plan(vip, desired, observed));
-        }
     }
 }
 
@@ -187,104 +165,4 @@ pub fn without(nodes: u8, sent: &Frame) -> Desired {
     let mut less = desired(true, nodes);
     less.listeners.values_mut().for_each(|l| l.targets.retain(|node, _| *node != gone));
     less
-}
-
-/// A parsed, or to be built, frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frame {
-    pub to: Mac,
-    pub from: Mac,
-    pub source: SocketAddrV4,
-    pub destination: SocketAddrV4,
-    pub protocol: u8,
-    pub flags: u8,
-    pub ttl: u8,
-    pub udp_checksum: bool,
-}
-
-impl Frame {
-    pub fn tcp(source: SocketAddrV4, destination: SocketAddrV4, flags: u8) -> Self {
-        Self {
-            to: HOST_MAC,
-            from: CLIENT_MAC,
-            source,
-            destination,
-            protocol: 6,
-            flags,
-            ttl: 64,
-            udp_checksum: true,
-        }
-    }
-
-    pub fn udp(source: SocketAddrV4, destination: SocketAddrV4) -> Self {
-        Self { protocol: 17, flags: 0, ..Self::tcp(source, destination, 0) }
-    }
-
-    pub fn build(&self) -> Vec<u8> {
-        // An odd length, so that the last byte of a checksum stands alone.
-        let payload: &[u8] = b"hello";
-        let mut l4 = Vec::new();
-        l4.extend(self.source.port().to_be_bytes());
-        l4.extend(self.destination.port().to_be_bytes());
-        if self.protocol == 6 {
-            l4.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
-        } else {
-            l4.extend((8 + payload.len() as u16).to_be_bytes());
-            l4.extend([0, 0]);
-        }
-        l4.extend(payload);
-        let checksum_at = if self.protocol == 6 { 16 } else { 6 };
-        if self.protocol == 6 || self.udp_checksum {
-            let sum = l4_checksum(&self.source, &self.destination, self.protocol, &l4);
-            l4[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
-        }
-        let mut ip = vec![0x45, 0];
-        ip.extend((20 + l4.len() as u16).to_be_bytes());
-        ip.extend([0x12, 0x34, 0x40, 0, self.ttl, self.protocol, 0, 0]);
-        ip.extend(self.source.ip().octets());
-        ip.extend(self.destination.ip().octets());
-        let sum = checksum(&ip);
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
-        [&self.to.0[..], &self.from.0[..], &[8, 0], &ip, &l4].concat()
-    }
-
-    /// Reads a frame back; every checksum is recomputed in full.
-    pub fn parse(frame: &[u8]) -> Self {
-        let (ip, l4) = (&frame[14..34], &frame[34..]);
-        assert_eq!(checksum(ip), 0, "the IP checksum is wrong");
-        let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
-        let port = |at: usize| u16::from_be_bytes([l4[at], l4[at + 1]]);
-        let parsed = Self {
-            to: Mac(frame[..6].try_into().unwrap()),
-            from: Mac(frame[6..12].try_into().unwrap()),
-            source: SocketAddrV4::new(address(12), port(0)),
-            destination: SocketAddrV4::new(address(16), port(2)),
-            protocol: ip[9],
-            flags: if ip[9] == 6 { l4[13] } else { 0 },
-            ttl: ip[8],
-            udp_checksum: ip[9] == 6 || l4[6..8] != [0, 0],
-        };
-        if parsed.udp_checksum {
-            let length = usize::from(u16::from_be_bytes([ip[2], ip[3]])) - 20;
-            let sum = l4_checksum(&parsed.source, &parsed.destination, parsed.protocol, &l4[..length]);
-            assert_eq!(sum, 0, "the TCP or UDP checksum is wrong");
-        }
-        parsed
-    }
-}
-
-pub fn checksum(bytes: &[u8]) -> u16 {
-    let word = |c: &[u8]| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b));
-    let mut sum: u32 = bytes.chunks(2).map(word).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-fn l4_checksum(source: &SocketAddrV4, destination: &SocketAddrV4, protocol: u8, l4: &[u8]) -> u16 {
-    let mut pseudo = [&source.ip().octets()[..], &destination.ip().octets()[..], &[0, protocol]].concat();
-    pseudo.extend((l4.len() as u16).to_be_bytes());
-    pseudo.extend(l4);
-    checksum(&pseudo)
 }

@@ -1,0 +1,116 @@
+//! The real maps: their structs against BTF, and the plan's promises against the kernel.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use libbpf_rs::btf::types::Struct;
+use libbpf_rs::btf::{Btf, BtfType, HasSize};
+use metal_lb::desired::Desired;
+use metal_lb::observed::Observed;
+use metal_lb::plan::Backend;
+use metal_lb::plan::fake::Fake;
+use metal_lb::xdp::{layout, object};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use support::plans::{any_desired, next_plan, settle};
+use support::*;
+
+#[test]
+fn every_shared_struct_has_the_size_that_the_program_knows() {
+    let object = object::load(None, 4096).unwrap();
+    let btf = object.btf().unwrap().unwrap();
+    let table = [
+        ("settings", size_of::<layout::Settings>()),
+        ("liveness", size_of::<layout::Liveness>()),
+        ("vip", size_of::<layout::Vip>()),
+        ("listener_key", size_of::<layout::ListenerKey>()),
+        ("listener", size_of::<layout::Listener>()),
+        ("target", size_of::<layout::Target>()),
+        ("flow_key", size_of::<layout::FlowKey>()),
+        ("flow", size_of::<layout::Flow>()),
+        ("tuple", size_of::<layout::Tuple>()),
+        ("connection", size_of::<layout::Connection>()),
+        ("counters", size_of::<layout::Counters>()),
+    ];
+    for (name, size) in table {
+        assert_eq!(struct_size(&btf, name), size, "{name}");
+    }
+}
+
+fn struct_size(btf: &Btf<'_>, name: &str) -> usize {
+    let found: BtfType<'_> = btf.type_by_name(name).unwrap_or_else(|| panic!("BTF knows no {name}"));
+    Struct::try_from(found).unwrap_or_else(|_| panic!("{name} is no struct")).size()
+}
+
+#[test]
+fn a_service_that_is_gone_leaves_nothing() {
+    let mut bench = Bench::programmed(&desired(true, 3));
+    bench.program(&Desired::default());
+    let left = bench.backend.observe().unwrap();
+    assert_eq!(left, Observed { host: left.host, ..Observed::default() });
+    assert_eq!((bench.entries("vips"), bench.entries("listeners")), (0, 0));
+}
+
+#[test]
+fn a_slow_listener_and_a_fast_one_keep_their_own_timeouts() {
+    let mut wish = desired(true, 1);
+    wish.listeners.values_mut().for_each(|l| l.timeouts.tcp_idle = 60);
+    let bench = Bench::programmed(&wish);
+    establish(&bench, 40_000);
+    bench.age("connections", 61);
+    assert_eq!(bench.run(&Frame::tcp(client(40_000), vip(), ACK).build()).0, DROP);
+    let udp = forwarded(&bench, Frame::udp(client(5000), vip()));
+    forwarded(&bench, answer(&udp, 0));
+    bench.age("connections", 61);
+    forwarded(&bench, Frame::udp(client(5000), vip()));
+}
+
+/// The same steps, cut off at the same places, leave the kernel's maps as they leave the fake's; so
+/// what is proven on the fake holds on the kernel.
+#[test]
+fn the_kernels_maps_and_the_fake_agree_whatever_is_cut_off() {
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(8));
+    let story = prop::collection::vec((any_desired(), 0usize..12), 2..4);
+    runner
+        .run(&story, |story| {
+            let (mut bench, mut fake) = (Bench::new(), Fake::default());
+            for (wish, survive) in &story {
+                let mut left = *survive;
+                while let Some(plan) = next_plan(&mut fake, wish) {
+                    for step in plan.steps().take(left) {
+                        bench.backend.apply(std::slice::from_ref(step)).unwrap();
+                        fake.apply(std::slice::from_ref(step)).unwrap();
+                    }
+                    if plan.steps().count() > left {
+                        break;
+                    }
+                    left -= plan.steps().count();
+                }
+                let mut observed = bench.backend.observe().unwrap();
+                // The kernel knows that no packet ever went there; the fake does not count packets.
+                observed.targets.values_mut().for_each(|t| t.idle = false);
+                prop_assert_eq!(observed, fake.observe().unwrap());
+            }
+            let last = &story.last().unwrap().0;
+            settle(&mut bench.backend, last);
+            settle(&mut fake, last);
+            prop_assert!(next_plan(&mut bench.backend, last).is_none());
+            prop_assert_eq!(bench.backend.observe().unwrap().listeners, fake.state.listeners);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_step_that_is_taken_twice_is_no_error() {
+    let mut bench = Bench::new();
+    for wish in [desired(true, 2), desired(true, 1), Desired::default()] {
+        while let Some(plan) = next_plan(&mut bench.backend, &wish) {
+            for batch in &plan.batches {
+                bench.backend.apply(batch).unwrap();
+                bench.backend.apply(batch).unwrap();
+            }
+        }
+    }
+}
