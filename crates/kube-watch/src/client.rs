@@ -5,6 +5,9 @@ use std::path::Path;
 use anyhow::Context;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
+/// What the API server's audit log and its priority-and-fairness rules see.
+const USER_AGENT: &str = concat!("fairlead/", env!("CARGO_PKG_VERSION"));
+
 /// A client from a kubeconfig file, or from the pod's service account without one.
 ///
 /// # Errors
@@ -22,6 +25,7 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Client> {
         None => kube::Config::incluster()
             .context("no service account is mounted here: outside a pod, pass --kubeconfig FILE")?,
     };
+    config.headers.push(("user-agent".parse()?, USER_AGENT.parse()?));
     // A watch is idle for minutes; its own timeout ends it. Connecting must not hang that long.
     config.connect_timeout = Some(std::time::Duration::from_secs(5));
     kube::Client::try_from(config).context("building the API client")

@@ -5,30 +5,43 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use serde::Deserialize;
-use service_model::Change;
+use serde::de::DeserializeOwned;
+use serde_yaml_ng::Value;
+use service_model::{Change, NodeName};
 use tokio::sync::mpsc::Sender;
 
-use crate::watch::{Listing, Nodes, WatchConfig, node_change, service_change, slice_change};
+use crate::changes::{self, Changes, Convert, Listing, Services, Slices};
+use crate::watch::{Nodes, WatchConfig};
 use crate::wire;
 
 const POLL: Duration = Duration::from_secs(1);
 
-/// Sends the folder's objects as one list a kind, and again whenever a file changes.
+/// Sends the folder's objects as one list a kind, and again whenever a file changes. A mistake that
+/// comes later leaves what was read before in force.
 pub(crate) async fn watch_dir(path: &Path, config: &WatchConfig, tx: &Sender<Change>) -> anyhow::Result<()> {
-    let mut seen = None;
+    let mut folder = Folder::new(config);
+    let mut seen = fingerprint(path)?;
+    let mut changes = folder.read(&seen)?;
     loop {
-        let now = fingerprint(path)?;
-        if seen.as_ref() != Some(&now) {
-            for change in read_dir(path, config)? {
-                if tx.send(change).await.is_err() {
-                    return Ok(());
-                }
+        for change in std::mem::take(&mut changes) {
+            if tx.send(change).await.is_err() {
+                return Ok(());
             }
-            seen = Some(now);
         }
         tokio::select! {
             () = tx.closed() => return Ok(()),
             () = tokio::time::sleep(POLL) => {}
+        }
+        let read = fingerprint(path).and_then(|now| {
+            if now == seen {
+                return Ok(Vec::new());
+            }
+            seen = now;
+            folder.read(&seen)
+        });
+        match read {
+            Ok(read) => changes = read,
+            Err(error) => tracing::warn!("what was read before stays in force: {error:#}"),
         }
     }
 }
@@ -39,16 +52,23 @@ pub(crate) async fn watch_dir(path: &Path, config: &WatchConfig, tx: &Sender<Cha
 /// # Errors
 /// A file that cannot be read or is not YAML; the message names it.
 pub fn read_dir(path: &Path, config: &WatchConfig) -> anyhow::Result<Vec<Change>> {
-    let mut objects = Objects::default();
-    for (file, _) in fingerprint(path)? {
-        let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-        for document in serde_yaml_ng::Deserializer::from_str(&text) {
-            let value = serde_yaml_ng::Value::deserialize(document)
-                .with_context(|| format!("{} is not YAML", file.display()))?;
-            objects.add(value).with_context(|| format!("in {}", file.display()))?;
-        }
-    }
-    Ok(objects.into_changes(config))
+    Folder::new(config).read(&fingerprint(path)?)
+}
+
+/// A file with what tells that it changed.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct File {
+    path: PathBuf,
+    changed: SystemTime,
+    bytes: u64,
+}
+
+/// Converts what the files hold, and remembers what was said about it.
+struct Folder {
+    services: Option<Changes<Services>>,
+    slices: Option<Changes<Slices>>,
+    nodes: Option<Changes<changes::Nodes>>,
+    only_node: Option<NodeName>,
 }
 
 #[derive(Default)]
@@ -58,58 +78,89 @@ struct Objects {
     nodes: Vec<wire::Node>,
 }
 
-impl Objects {
-    fn add(&mut self, value: serde_yaml_ng::Value) -> anyhow::Result<()> {
-        let kind = value.get("kind").and_then(|k| k.as_str()).unwrap_or_default().to_owned();
-        let parse_error = || format!("a {kind} is not of the expected shape");
-        match kind.as_str() {
-            "List" => {
-                for item in value.get("items").and_then(|i| i.as_sequence()).into_iter().flatten() {
-                    self.add(item.clone())?;
-                }
-            }
-            "Service" => self.services.push(serde_yaml_ng::from_value(value).with_context(parse_error)?),
-            "EndpointSlice" => self.slices.push(serde_yaml_ng::from_value(value).with_context(parse_error)?),
-            "Node" => self.nodes.push(serde_yaml_ng::from_value(value).with_context(parse_error)?),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn into_changes(self, config: &WatchConfig) -> Vec<Change> {
-        let mut changes = Vec::new();
-        if config.services {
-            changes.extend(list(self.services).map(|l| service_change(l, config.detail)));
-        }
-        if config.slices {
-            changes.extend(list(self.slices).map(slice_change));
-        }
-        let wanted = |node: &wire::Node| match &config.nodes {
-            Nodes::One(name) => node.metadata.name.as_deref() == Some(name),
-            Nodes::All | Nodes::None => true,
+impl Folder {
+    fn new(config: &WatchConfig) -> Self {
+        let only_node = match &config.nodes {
+            Nodes::One(name) => Some(name.clone()),
+            Nodes::All | Nodes::None => None,
         };
-        if config.nodes != Nodes::None {
-            changes.extend(list(self.nodes.into_iter().filter(wanted).collect()).map(node_change));
+        Self {
+            services: config.services.then(|| Changes::new(Services(config.detail))),
+            slices: config.slices.then(|| Changes::new(Slices::new(config.detail))),
+            nodes: (config.nodes != Nodes::None).then(|| Changes::new(changes::Nodes)),
+            only_node,
         }
-        changes
+    }
+
+    fn read(&mut self, files: &[File]) -> anyhow::Result<Vec<Change>> {
+        let mut objects = Objects::default();
+        for File { path, .. } in files {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            for document in serde_yaml_ng::Deserializer::from_str(&text) {
+                let value = serde_yaml_ng::Value::deserialize(document)
+                    .with_context(|| format!("{} is not YAML", path.display()))?;
+                objects.add(value, path);
+            }
+        }
+        if let Some(name) = &self.only_node {
+            objects.nodes.retain(|n| n.metadata.name.as_deref() == Some(name));
+        }
+        let mut changes = Vec::new();
+        list(&mut self.services, objects.services, &mut changes);
+        list(&mut self.slices, objects.slices, &mut changes);
+        list(&mut self.nodes, objects.nodes, &mut changes);
+        Ok(changes)
     }
 }
 
-fn list<W>(objects: Vec<W>) -> impl Iterator<Item = Listing<W>> {
-    let applies = objects.into_iter().map(Listing::Apply);
-    std::iter::once(Listing::Started).chain(applies).chain(std::iter::once(Listing::Ended))
+impl Objects {
+    fn add(&mut self, value: Value, file: &Path) {
+        let text = |key| value.get(key).and_then(Value::as_str).unwrap_or_default();
+        // Without an apiVersion it is taken for ours: other groups have a Service, too.
+        let (kind, group) = (text("kind").to_owned(), text("apiVersion"));
+        let of = |ours: &str| group.is_empty() || group == ours;
+        let added = match kind.as_str() {
+            "Service" if of("v1") => push(&mut self.services, value),
+            "EndpointSlice" if of("discovery.k8s.io/v1") => push(&mut self.slices, value),
+            "Node" if of("v1") => push(&mut self.nodes, value),
+            "List" | "ServiceList" | "EndpointSliceList" | "NodeList" => {
+                let items = value.get("items").and_then(Value::as_sequence);
+                for item in items.into_iter().flatten() {
+                    self.add(item.clone(), file);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = added {
+            tracing::warn!(file = %file.display(), "a {kind} is not of the expected shape and is passed over: {error}");
+        }
+    }
 }
 
-/// The YAML files by name, with their times.
-fn fingerprint(path: &Path) -> anyhow::Result<Vec<(PathBuf, SystemTime)>> {
+fn push<W: DeserializeOwned>(objects: &mut Vec<W>, value: Value) -> Result<(), serde_yaml_ng::Error> {
+    objects.push(serde_yaml_ng::from_value(value)?);
+    Ok(())
+}
+
+fn list<C: Convert>(converter: &mut Option<Changes<C>>, objects: Vec<C::Wire>, changes: &mut Vec<Change>) {
+    let Some(converter) = converter else { return };
+    let applies = objects.into_iter().map(Listing::Apply);
+    let listing = std::iter::once(Listing::Started).chain(applies).chain(std::iter::once(Listing::Ended));
+    changes.extend(listing.map(|l| converter.of(l)));
+}
+
+/// The YAML files, by name.
+fn fingerprint(path: &Path) -> anyhow::Result<Vec<File>> {
     let mut files = Vec::new();
     let entries =
         std::fs::read_dir(path).with_context(|| format!("reading the folder {}", path.display()))?;
     for entry in entries {
-        let file = entry?.path();
-        if file.extension().is_some_and(|e| e == "yaml" || e == "yml") {
-            let changed = std::fs::metadata(&file).and_then(|m| m.modified());
-            files.push((file.clone(), changed.with_context(|| format!("reading {}", file.display()))?));
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+            let meta = std::fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
+            files.push(File { changed: meta.modified()?, bytes: meta.len(), path });
         }
     }
     files.sort();
@@ -173,5 +224,50 @@ items:
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("bad.yaml"), "kind: Service\nmetadata: [").unwrap();
         assert!(read_dir(dir.path(), &config()).unwrap_err().to_string().contains("bad.yaml"));
+    }
+
+    #[tokio::test]
+    async fn a_mistake_that_comes_later_leaves_what_was_read_in_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("web.yaml");
+        std::fs::write(&file, WEB).unwrap();
+        let (tx, mut rx) = tokio::sync::mpsc::channel(64);
+        let path = dir.path().to_owned();
+        let mut watching = tokio::task::JoinSet::new();
+        watching.spawn(async move { watch_dir(&path, &config(), &tx).await });
+        let mut world = World::default();
+        while !world.has_synced(&config().kinds()) {
+            world.apply(rx.recv().await.unwrap());
+        }
+        std::fs::write(&file, "kind: Service\nmetadata: [").unwrap();
+        let nothing = tokio::time::timeout(POLL * 2, rx.recv()).await;
+        assert!(nothing.is_err() && watching.try_join_next().is_none(), "{nothing:?}");
+
+        std::fs::write(&file, "kind: Node\nmetadata: {name: n1}").unwrap();
+        let web = ObjectName::new("shop", "web");
+        while world.service(&web).is_some() {
+            world.apply(rx.recv().await.unwrap());
+        }
+    }
+
+    #[test]
+    fn one_object_of_another_shape_or_of_another_group_does_not_hide_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "
+{kind: Service, apiVersion: serving.knative.dev/v1, metadata: {name: foreign}}
+---
+{kind: Service, apiVersion: v1, metadata: {name: odd}, spec: {ports: many}}
+---
+# nothing
+---
+{kind: ServiceList, items: [{kind: Service, apiVersion: v1, metadata: {name: web}}]}
+";
+        std::fs::write(dir.path().join("all.yml"), text).unwrap();
+        let mut world = World::default();
+        for change in read_dir(dir.path(), &config()).unwrap() {
+            world.apply(change);
+        }
+        assert_eq!(world.services().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["default/web"]);
+        assert!(world.has_synced(&config().kinds()));
     }
 }

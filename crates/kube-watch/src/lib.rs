@@ -9,13 +9,23 @@
 //! never allocated. A relist is passed on as `ListStarted … ListEnded`: the World marks and
 //! sweeps, and no second copy is held.
 
+mod changes;
 mod client;
 mod convert;
 mod dir;
+mod follow;
+mod metrics;
+mod requests;
+mod retry;
 mod watch;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+
+pub use changes::Listing;
 pub use client::client;
-pub use convert::{Detail, endpoint_slice, node, parse_ip, service};
+pub use convert::{Detail, parse_ip};
 pub use dir::read_dir;
-pub use watch::{Listing, Nodes, ParseSourceError, Source, WatchConfig, watch, watch_kind};
+pub use metrics::WatchMetrics;
+pub use watch::{Nodes, Options, ParseSourceError, Source, WatchConfig, watch, watch_kind, watch_with};

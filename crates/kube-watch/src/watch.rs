@@ -1,20 +1,20 @@
 //! Watches as one ordered stream of [`Change`]s a kind.
 
 use std::fmt::Debug;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
-use futures::StreamExt;
-use kube::runtime::utils::Backoff;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
-use service_model::{Change, Key, Kind, NodeName, Object, ObjectName};
+use service_model::{Change, Kind, NodeName};
 use tokio::sync::mpsc::Sender;
 
-use crate::{Detail, convert, dir, wire};
+use crate::changes::{self, Changes, Convert, Listing};
+use crate::convert::{HEADLESS_LABEL, OTHER_PROXY_LABEL};
+use crate::follow::{Times, follow};
+use crate::metrics::WatchMetrics;
+use crate::{Detail, dir};
 
 /// Where objects come from.
 #[derive(Clone)]
@@ -44,22 +44,14 @@ pub struct WatchConfig {
     pub detail: Detail,
 }
 
-/// One event of a watch of `W`, before it is converted.
+/// How the API server is watched.
 #[derive(Debug, Clone)]
-pub enum Listing<W> {
-    Started,
-    Apply(W),
-    Delete(W),
-    Ended,
+pub struct Options {
+    /// First lists come as a stream of objects (KEP-3157) where the API server can, and in pages of
+    /// 500 otherwise.
+    pub streaming: bool,
+    pub metrics: WatchMetrics,
 }
-
-/// A Service with this label belongs to another proxy (kube-proxy's informer selector).
-const OTHER_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// EndpointSlices with this label serve DNS only; there is nothing to route.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
-
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 impl WatchConfig {
     /// The kinds that must have been listed before anything may be decided.
@@ -78,156 +70,92 @@ impl WatchConfig {
 /// # Errors
 /// A folder that cannot be read. An API server that cannot be reached is retried for ever.
 pub async fn watch(source: Source, config: WatchConfig, tx: Sender<Change>) -> anyhow::Result<()> {
+    watch_with(source, config, Options::default(), tx).await
+}
+
+/// [`watch`] with a say in how.
+///
+/// # Errors
+/// As [`watch`].
+pub async fn watch_with(
+    source: Source,
+    config: WatchConfig,
+    options: Options,
+    tx: Sender<Change>,
+) -> anyhow::Result<()> {
     match source {
         Source::Dir(path) => dir::watch_dir(&path, &config, &tx).await,
         Source::Kube(client) => {
-            watch_kube(client, config, tx).await;
+            watch_kube(client, config, &options, tx).await;
             Ok(())
         }
     }
 }
 
-async fn watch_kube(client: Client, config: WatchConfig, tx: Sender<Change>) {
-    let detail = config.detail;
-    let selector = |label: &'static str| match detail {
-        Detail::Dataplane => watcher::Config::default().labels(&format!("!{OTHER_PROXY_LABEL},!{label}")),
-        Detail::Full => watcher::Config::default(),
+async fn watch_kube(client: Client, config: WatchConfig, options: &Options, tx: Sender<Change>) {
+    let (detail, dataplane) = (config.detail, config.detail == Detail::Dataplane);
+    let list = if options.streaming { all().streaming_lists() } else { all() };
+    // What kube-proxy's informers select (1.37, `cmd/kube-proxy/app/server.go`). Conversion leaves
+    // the rest out too: this saves the way.
+    let (services, slices) = if dataplane {
+        let routed = list.clone().labels(&format!("!{OTHER_PROXY_LABEL}")).fields("spec.clusterIP!=None");
+        (routed, list.clone().labels(&format!("!{HEADLESS_LABEL}")))
+    } else {
+        (list.clone(), list.clone())
     };
-    let services = async {
-        if config.services {
-            let api = Api::<wire::Service>::all(client.clone());
-            watch_kind(api, selector(HEADLESS_LABEL), |l| Some(service_change(l, detail)), tx.clone()).await;
-        }
+    let nodes = match &config.nodes {
+        Nodes::None => None,
+        Nodes::All => Some(list),
+        Nodes::One(name) => Some(list.fields(&format!("metadata.name={name}"))),
     };
-    let slices = async {
-        if config.slices {
-            let api = Api::<wire::EndpointSlice>::all(client.clone());
-            watch_kind(api, selector(HEADLESS_LABEL), |l| Some(slice_change(l)), tx.clone()).await;
-        }
-    };
-    let nodes = async {
-        let selector = match &config.nodes {
-            Nodes::None => return,
-            Nodes::All => watcher::Config::default(),
-            Nodes::One(name) => watcher::Config::default().fields(&format!("metadata.name={name}")),
-        };
-        let api = Api::<wire::Node>::all(client.clone());
-        watch_kind(api, selector, |l| Some(node_change(l)), tx.clone()).await;
-    };
-    futures::join!(services, slices, nodes);
+    let (services, slices) = (config.services.then_some(services), config.slices.then_some(slices));
+    futures::join!(
+        follow_known(&client, services, changes::Services(detail), options, &tx),
+        follow_known(&client, slices, changes::Slices::new(detail), options, &tx),
+        follow_known(&client, nodes, changes::Nodes, options, &tx),
+    );
+}
+
+fn all() -> watcher::Config {
+    watcher::Config::default()
+}
+
+/// Follows a kind that the model knows, if it is asked for.
+async fn follow_known<C: Convert>(
+    client: &Client,
+    selector: Option<watcher::Config>,
+    convert: C,
+    options: &Options,
+    tx: &Sender<Change>,
+) where
+    C::Wire: Resource<DynamicType = ()> + DeserializeOwned,
+{
+    let Some(selector) = selector else { return };
+    let mut changes = Changes::new(convert);
+    let metrics = options.metrics.of(&C::Wire::kind(&()));
+    let api = Api::<C::Wire>::all(client.clone());
+    follow(api, selector, Times::default(), metrics, |l| Some(changes.of(l)), tx.clone()).await;
 }
 
 /// Watches one kind and sends what `convert` makes of each event, until the receiver is gone. For
-/// kinds that the model does not know; `convert` may drop an event by answering `None`.
+/// kinds that the model does not know; `convert` may drop an event by answering `None`. `config`
+/// names the selectors, the size of a page and whether the list is streamed.
 pub async fn watch_kind<W, T>(
     api: Api<W>,
     config: watcher::Config,
-    mut convert: impl FnMut(Listing<W>) -> Option<T>,
+    convert: impl FnMut(Listing<W>) -> Option<T>,
     tx: Sender<T>,
 ) where
-    W: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    W::DynamicType: Default,
+    W: Resource<DynamicType: Default> + DeserializeOwned,
 {
     let kind = W::kind(&W::DynamicType::default()).into_owned();
-    let mut events = watcher(api, config).backoff(RetryDelays { next: FIRST_RETRY }).boxed();
-    let mut failing = false;
-    while let Some(event) = events.next().await {
-        let listing = match event {
-            Ok(event) => {
-                if std::mem::take(&mut failing) {
-                    tracing::info!(%kind, "the watch goes on");
-                }
-                listing(event)
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%kind, %error, "the watch was interrupted; trying again, state is kept meanwhile");
-                }
-                continue;
-            }
-        };
-        let Some(change) = convert(listing) else { continue };
-        if tx.send(change).await.is_err() {
-            return;
-        }
+    follow(api, config, Times::default(), WatchMetrics::default().of(&kind), convert, tx).await;
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { streaming: true, metrics: WatchMetrics::default() }
     }
-}
-
-/// Doubling delays with jitter, so that the agents of a cluster do not come back in step.
-struct RetryDelays {
-    next: Duration,
-}
-
-impl Iterator for RetryDelays {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let random = RandomState::new().build_hasher().finish();
-        let share = (random % 1000) as f64 / 1000.0;
-        let delay = self.next.mul_f64(0.5 + share);
-        self.next = (self.next * 2).min(LONGEST_RETRY);
-        Some(delay)
-    }
-}
-
-impl Backoff for RetryDelays {
-    fn reset(&mut self) {
-        self.next = FIRST_RETRY;
-    }
-}
-
-fn listing<W>(event: watcher::Event<W>) -> Listing<W> {
-    match event {
-        watcher::Event::Init => Listing::Started,
-        watcher::Event::InitApply(object) | watcher::Event::Apply(object) => Listing::Apply(object),
-        watcher::Event::Delete(object) => Listing::Delete(object),
-        watcher::Event::InitDone => Listing::Ended,
-    }
-}
-
-/// An object that cannot be used counts as gone: it may have been usable before.
-pub(crate) fn service_change(listing: Listing<wire::Service>, detail: Detail) -> Change {
-    match listing {
-        Listing::Started => Change::ListStarted(Kind::Service),
-        Listing::Ended => Change::ListEnded(Kind::Service),
-        Listing::Delete(wire) => Change::Delete(Key::Service(name_of(&wire))),
-        Listing::Apply(wire) => {
-            let name = name_of(&wire);
-            convert::service(wire, detail)
-                .map_or(Change::Delete(Key::Service(name)), |s| Change::Apply(Object::Service(s)))
-        }
-    }
-}
-
-pub(crate) fn slice_change(listing: Listing<wire::EndpointSlice>) -> Change {
-    match listing {
-        Listing::Started => Change::ListStarted(Kind::EndpointSlice),
-        Listing::Ended => Change::ListEnded(Kind::EndpointSlice),
-        Listing::Delete(wire) => Change::Delete(Key::EndpointSlice(name_of(&wire))),
-        Listing::Apply(wire) => {
-            let name = name_of(&wire);
-            convert::endpoint_slice(wire)
-                .map_or(Change::Delete(Key::EndpointSlice(name)), |s| Change::Apply(Object::EndpointSlice(s)))
-        }
-    }
-}
-
-pub(crate) fn node_change(listing: Listing<wire::Node>) -> Change {
-    match listing {
-        Listing::Started => Change::ListStarted(Kind::Node),
-        Listing::Ended => Change::ListEnded(Kind::Node),
-        Listing::Delete(wire) => Change::Delete(Key::Node(wire.metadata.name.unwrap_or_default().into())),
-        Listing::Apply(wire) => {
-            let name = wire.metadata.name.clone().unwrap_or_default();
-            convert::node(wire)
-                .map_or(Change::Delete(Key::Node(name.into())), |n| Change::Apply(Object::Node(n)))
-        }
-    }
-}
-
-fn name_of(object: &impl Resource) -> ObjectName {
-    let meta = object.meta();
-    ObjectName::new(meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or_default())
 }
 
 impl FromStr for Source {

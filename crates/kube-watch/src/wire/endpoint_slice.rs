@@ -12,6 +12,7 @@ use super::{nullable, slim_meta};
 pub struct EndpointSlice {
     #[serde(deserialize_with = "slim_meta")]
     pub metadata: ObjectMeta,
+    #[serde(default)]
     pub address_type: String,
     #[serde(default, deserialize_with = "nullable")]
     pub ports: Vec<EndpointPort>,
@@ -55,7 +56,8 @@ pub struct EndpointHints {
     pub for_nodes: Vec<Hint>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub struct Hint {
     pub name: String,
 }

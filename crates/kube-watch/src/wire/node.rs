@@ -11,9 +11,9 @@ use super::{nullable, slim_meta};
 pub struct Node {
     #[serde(deserialize_with = "slim_meta")]
     pub metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub spec: NodeSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub status: NodeStatus,
 }
 
@@ -30,7 +30,8 @@ pub struct NodeSpec {
     pub taints: Vec<Taint>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub struct Taint {
     pub key: String,
     pub effect: String,
@@ -45,14 +46,16 @@ pub struct NodeStatus {
     pub conditions: Vec<NodeCondition>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub struct NodeAddress {
     #[serde(rename = "type")]
     pub kind: String,
     pub address: String,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub struct NodeCondition {
     #[serde(rename = "type")]
     pub kind: String,

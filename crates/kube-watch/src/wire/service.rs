@@ -11,9 +11,9 @@ use super::{nullable, slim_meta};
 pub struct Service {
     #[serde(deserialize_with = "slim_meta")]
     pub metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub spec: ServiceSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub status: ServiceStatus,
 }
 
@@ -46,8 +46,8 @@ pub struct ServiceSpec {
     pub allocate_load_balancer_node_ports: Option<bool>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct ServicePort {
     pub name: Option<String>,
     pub protocol: Option<String>,
@@ -91,7 +91,8 @@ pub struct LoadBalancerIngress {
     pub ports: Vec<PortStatus>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub struct PortStatus {
     pub port: i32,
     pub protocol: Option<String>,
