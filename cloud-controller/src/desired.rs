@@ -191,7 +191,8 @@ mod tests {
         use Provider::{Aws, Metal};
         let both = &[Aws, Metal][..];
         // class, enabled, default, who serves, whether the user is told something
-        let table: &[(Option<&str>, &[Provider], Option<Provider>, Option<Provider>, bool)] = &[
+        type Row<'a> = (Option<&'a str>, &'a [Provider], Option<Provider>, Option<Provider>, bool);
+        let table: &[Row<'_>] = &[
             (Some("fairlead.dev/metal"), both, None, Some(Metal), false),
             (Some("service.k8s.aws/nlb"), both, None, Some(Aws), false),
             (Some("service.k8s.aws/nlb"), both, Some(Metal), Some(Aws), false),

@@ -85,10 +85,11 @@ fn plan_one(service: &Service, classes: &Classes, tier: &mut Tier) -> Option<Str
     {
         match provider {
             Provider::Metal => {
-                let plan = if serve { tier.plan_serve(service) } else { tier.plan_release(service) };
+                let now = Instant::now();
+                let plan = if serve { tier.plan_serve(service, now) } else { tier.plan_release(service) };
                 for step in plan.batches.iter().flatten().filter(|s| matches!(s, Step::Allocate { .. })) {
                     // Cannot fail: the plan was made from this very state.
-                    let _ = tier.apply(step, Instant::now());
+                    let _ = tier.apply(step, now);
                 }
                 push_lines(&mut text, &plan.to_string());
                 if plan.is_empty() && plan.notes.is_empty() {
@@ -102,9 +103,8 @@ fn plan_one(service: &Service, classes: &Classes, tier: &mut Tier) -> Option<Str
 }
 
 fn push_lines(text: &mut String, lines: &str) {
-    for line in lines.lines() {
-        let indented = if line.is_empty() { String::new() } else { format!("  {line}") };
-        writeln!(text, "{indented}").expect("writing to a String cannot fail");
+    for line in lines.lines().filter(|l| !l.is_empty()) {
+        writeln!(text, "  {line}").expect("writing to a String cannot fail");
     }
 }
 

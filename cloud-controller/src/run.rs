@@ -57,6 +57,7 @@ pub(crate) struct Changes {
 }
 
 /// One change, and what is behind it in the channels.
+#[expect(clippy::large_enum_variant, reason = "moved once, from the channel into the World")]
 pub(crate) enum Received {
     World(Change),
     Pool(Box<Listing<IPAddressPool>>),

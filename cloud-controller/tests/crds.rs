@@ -1,5 +1,7 @@
 //! `deploy/crds` holds what the code understands, byte for byte.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+
 use std::path::Path;
 
 use cloud_controller::metal::crds;

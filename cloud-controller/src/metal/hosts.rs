@@ -41,6 +41,8 @@ pub struct View {
     refusals: BTreeMap<ListenerKey, String>,
     accepted: Option<(Generation, Instant)>,
     rejected: Option<Rejection>,
+    /// The generation that it put forward against ours.
+    conflict: Option<Generation>,
     error: Option<String>,
 }
 
@@ -159,6 +161,7 @@ impl View {
             refusals: BTreeMap::new(),
             accepted: None,
             rejected: None,
+            conflict: None,
             error: None,
         }
     }
@@ -202,10 +205,11 @@ impl View {
             }
             PutAnswer::Older { generation: has, message } => {
                 self.answered(now);
-                self.generation = Some(self.generation.map_or(has, |g| g.max(has)));
                 // A refusal that is not about the number does not go away by a higher number.
                 if has < generation {
                     self.rejected = Some(Rejection { generation, path: String::new(), message });
+                } else {
+                    self.conflict = Some(has);
                 }
             }
             PutAnswer::Failed(error) => self.failed(error),
@@ -251,6 +255,12 @@ impl View {
         self.rejected.as_ref().map(ToString::to_string).or_else(|| self.error.clone())
     }
 
+    /// The generation above which ours has to be for the host to take it, where it is not.
+    pub fn ahead_of(&self, ours: Generation) -> Option<Generation> {
+        let refused = self.conflict.filter(|c| *c >= ours);
+        refused.max(self.generation.filter(|g| *g > ours))
+    }
+
     /// Answered lately, or has not had the time to.
     pub fn is_live(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.contact.unwrap_or(self.since)) < LIVE_FOR
@@ -262,9 +272,9 @@ impl View {
         let has = self.accepted.map(|(g, _)| g);
         let refused = self.rejected.as_ref().map(|r| r.generation);
         let told = has.max(refused) >= Some(wanted);
-        // Ahead of us: only a raised generation can change that.
-        let ahead = self.generation > Some(wanted);
-        if (told && !self.has_forgotten(wanted, now)) || ahead { Action::Get } else { Action::Put(wanted) }
+        // Only a raised generation can change that a host is ahead.
+        let pointless = (told && !self.has_forgotten(wanted, now)) || self.ahead_of(wanted).is_some();
+        if pointless { Action::Get } else { Action::Put(wanted) }
     }
 
     /// The host accepted the document and still does not run it: its state is lost, or it is stuck.
@@ -418,7 +428,7 @@ mod tests {
         host.state_answered(Ok(state(None, None)), now);
         let ahead = Generation { term: 3, counter: 9 };
         host.put_answered(G, PutAnswer::Older { generation: ahead, message: String::new() }, now);
-        assert_eq!(host.generation, Some(ahead));
+        assert_eq!(host.ahead_of(G), Some(ahead));
         assert!(matches!(host.next(Some(G), now), Action::Wait(_)));
         assert_eq!(host.next(Some(ahead.after(3)), now), Action::Put(ahead.after(3)));
     }

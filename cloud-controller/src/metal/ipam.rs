@@ -103,12 +103,14 @@ impl Ipam {
         self.pools.values().filter(|p| p.offers(ip)).min_by(|a, b| a.rank().cmp(&b.rank()))
     }
 
-    /// Notes which address the Service asks for, if any.
-    pub fn expect(&mut self, service: &ServiceName, ip: Option<IpAddr>) {
-        match ip {
-            Some(ip) => _ = self.asked.insert(service.clone(), ip),
-            None => _ = self.asked.remove(service),
-        }
+    /// Notes which address the Service asks for, if any. Answers whether it asked for another
+    /// before, which others may have now.
+    pub fn expect(&mut self, service: &ServiceName, ip: Option<IpAddr>) -> bool {
+        let before = match ip {
+            Some(ip) => self.asked.insert(service.clone(), ip),
+            None => self.asked.remove(service),
+        };
+        before.is_some() && before != ip
     }
 
     /// An address for the Service, which holds none. Nothing is taken yet.

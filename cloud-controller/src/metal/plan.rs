@@ -142,6 +142,11 @@ pub fn serve(
             }
         },
     };
+    // Left there by somebody else, or by an earlier life of the Service.
+    let stale = !service.ingress.is_empty() && service.ingress.iter().all(|i| i.ip != Some(ip));
+    if stale {
+        plan.batches.push(vec![Step::ClearStatus { service: service.name.clone() }]);
+    }
     if !(is_recorded(service) && recorded(service) == Some(ip)) {
         plan.batches.push(vec![Step::Record { service: service.name.clone(), uid: service.uid.clone(), ip }]);
     }
@@ -235,6 +240,13 @@ fn complaints(ip: IpAddr, request: &Request, pool: Option<&str>) -> Vec<Note> {
         _ => {}
     }
     notes
+}
+
+impl Step {
+    /// Whether it changes anything, rather than waits for something.
+    pub fn changes(&self) -> bool {
+        !matches!(self, Self::AwaitProgrammed { .. } | Self::AwaitWithdrawn { .. })
+    }
 }
 
 impl fmt::Display for Step {

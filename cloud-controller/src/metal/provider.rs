@@ -99,12 +99,12 @@ impl Provider {
 
     /// What would be done for a Service, in words.
     pub fn plan(&self, service: &Service) -> Plan<Step> {
-        self.shared.with(|tier| tier.plan_serve(service))
+        self.shared.with(|tier| tier.plan_serve(service, Instant::now()))
     }
 
     /// Brings a Service that is ours one plan further.
     pub async fn reconcile(&self, service: &Service) -> Report {
-        let plan = self.shared.with(|tier| tier.plan_serve(service));
+        let plan = self.shared.with(|tier| tier.plan_serve(service, Instant::now()));
         let blocked = plan.is_empty() && !self.shared.with(|tier| tier.holds_address(&service.name));
         let mut report = self.execute(service, plan).await;
         if blocked && report.outcome == Outcome::Converged {
@@ -122,7 +122,7 @@ impl Provider {
 
     /// The Service is gone, or neither ours nor marked by us.
     pub fn forget(&self, service: &ServiceName) {
-        self.shared.with(|tier| tier.forget(service));
+        self.shared.with(|tier| tier.forget(service, Instant::now()));
     }
 
     pub fn nodes_changed(&self, world: &World) {
@@ -153,7 +153,9 @@ impl Provider {
         let mut report =
             Report { outcome: Outcome::Converged, ingress: None, notes: plan.notes, released: false };
         for step in plan.batches.into_iter().flatten() {
-            tracing::info!(service = %service.name, "{step}");
+            if step.changes() {
+                tracing::info!(service = %service.name, "{step}");
+            }
             match self.apply(service, &step, &mut report).await {
                 Ok(Applied::Done) => {}
                 Ok(Applied::Waiting(why)) => {

@@ -9,7 +9,7 @@ use metal_lb_api::Generation;
 use tokio::sync::{Notify, watch};
 
 use super::client::HostClient;
-use super::hosts::{Action, PutAnswer};
+use super::hosts::Action;
 use super::tier::Tier;
 use crate::election::Role;
 
@@ -130,18 +130,14 @@ pub async fn drive(
                 let Some((generation, body)) = shared.body() else { continue };
                 let answer = client.put(body).await;
                 tracing::debug!(%host, %generation, ?answer, "PUT /v1/config");
-                let refused = match &answer {
-                    PutAnswer::Older { generation, .. } => Some(*generation),
-                    _ => None,
-                };
                 let told = shared.with(|tier| tier.put_answered(&host, generation, answer, Instant::now()));
                 report(&host, address, told);
-                if let Some(theirs) = refused.filter(|g| *g >= generation) {
-                    tracing::info!(%host, ours = %generation, %theirs, "the host is ahead: raising the generation");
-                    confirm(&mut role).await;
-                    shared.with(|tier| tier.raise(theirs));
-                }
             }
+        }
+        if let Some(theirs) = shared.with(|tier| tier.ahead(&host)) {
+            tracing::info!(%host, %theirs, "the host has a newer document: raising the generation");
+            confirm(&mut role).await;
+            shared.with(|tier| tier.raise(theirs));
         }
     }
 }

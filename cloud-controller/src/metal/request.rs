@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn requests_are_read_from_every_spelling() {
-        let table: &[(&[(&str, &str)], Option<&str>, Option<&str>)] = &[
+        type Row<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>, Option<&'a str>);
+        let table: &[Row<'_>] = &[
             (&[], None, None),
             (&[("fairlead.dev/load-balancer-ips", "10.0.0.1")], Some("10.0.0.1"), None),
             (&[("metallb.io/loadBalancerIPs", " 10.0.0.1 , fd00::1")], Some("10.0.0.1"), None),

@@ -2,6 +2,7 @@
 //! metal are made here, without I/O; [`super::Provider`] carries them out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use metal_lb_api::{Generation, Host, HostState, MemberKey, Node};
@@ -57,18 +58,19 @@ impl Tier {
     /// Adopts what is recorded on the Services: their addresses, and their part of the document.
     /// `serving` are the Services of our class, `leaving` those that are only to be released.
     pub fn adopt_all(&mut self, serving: &[&Service], leaving: &[&Service], nodes: Vec<Node>) {
-        // The record counts before the status: it was written by us.
-        for service in leaving.iter().chain(serving) {
+        // A record counts before a status, and only with both marks: an annotation alone may have
+        // been copied with a manifest.
+        for service in leaving.iter().chain(serving).filter(|s| plan::is_recorded(s)) {
             if let Some(ip) = plan::recorded(service) {
                 self.adopt(service, ip);
             }
         }
         for service in serving {
-            let shown = service.ingress.iter().filter_map(|i| i.ip).find(std::net::IpAddr::is_ipv4);
+            let shown = service.ingress.iter().filter_map(|i| i.ip).find(IpAddr::is_ipv4);
             if let Some(ip) = shown.filter(|ip| self.ipam.pool_of(*ip).is_some()) {
                 self.adopt(service, ip);
             }
-            self.expect(service);
+            self.expect_request(service);
         }
         for service in serving {
             if let Some(held) = self.ipam.held(&service.name).filter(|_| plan::is_recorded(service)) {
@@ -90,7 +92,7 @@ impl Tier {
         }
     }
 
-    fn adopt(&mut self, service: &Service, ip: std::net::IpAddr) {
+    fn adopt(&mut self, service: &Service, ip: IpAddr) {
         if self.ipam.held(&service.name).is_some() {
             return;
         }
@@ -99,16 +101,23 @@ impl Tier {
         }
     }
 
-    fn expect(&mut self, service: &Service) {
+    fn expect(&mut self, service: &ServiceName, ip: Option<IpAddr>) {
+        if self.ipam.expect(service, ip) {
+            self.due.append(&mut self.addressless.clone());
+        }
+    }
+
+    /// What a Service asks for is kept for it, until it holds something.
+    fn expect_request(&mut self, service: &Service) {
         let held = self.ipam.held(&service.name).is_some();
         let ip = Request::of(service).ok().and_then(|r| r.ip).filter(|_| !held);
-        self.ipam.expect(&service.name, ip);
+        self.expect(&service.name, ip);
     }
 
     /// The plan for a Service that is ours and lives.
-    pub fn plan_serve(&mut self, service: &Service) -> Plan<Step> {
-        self.drop_namesake(service);
-        self.expect(service);
+    pub fn plan_serve(&mut self, service: &Service, now: Instant) -> Plan<Step> {
+        self.drop_namesake(service, now);
+        self.expect_request(service);
         let request = Request::of(service);
         let observed = self.observe(&service.name);
         let plan = plan::serve(service, &request, |r| self.ipam.choose(service, r), &observed);
@@ -120,7 +129,7 @@ impl Tier {
     /// The plan for a Service that is to be released.
     pub fn plan_release(&mut self, service: &Service) -> Plan<Step> {
         self.addressless.remove(&service.name);
-        self.ipam.expect(&service.name, None);
+        self.expect(&service.name, None);
         let observed = self.observe(&service.name);
         plan::release(service, &observed)
     }
@@ -156,11 +165,12 @@ impl Tier {
     }
 
     /// The Service is gone, or not ours and without our finalizer: nothing of it stays.
-    pub fn forget(&mut self, service: &ServiceName) {
+    pub fn forget(&mut self, service: &ServiceName, now: Instant) {
         let removed = self.document.remove(service);
         let since = self.withdrawn.remove(service).unwrap_or(removed);
         self.ipam.free(service, since);
-        self.ipam.expect(service, None);
+        self.expect(service, None);
+        self.end_quarantines(now);
         self.addressless.remove(service);
         self.awaiting.remove(service);
         self.due.remove(service);
@@ -199,9 +209,15 @@ impl Tier {
         self.update(host, now, |view| view.put_answered(generation, answer, now))
     }
 
-    /// A host runs a newer document than ours; ours is numbered above it.
-    pub fn raise(&mut self, reported: Generation) {
-        self.document.raise(reported);
+    /// The generation of a host that runs, or insists on, a newer document than ours. It may be of
+    /// a leader that replaced us, so that whoever calls [`Tier::raise`] makes sure first.
+    pub fn ahead(&self, host: &str) -> Option<Generation> {
+        self.hosts.host(host)?.ahead_of(self.document.generation()?)
+    }
+
+    /// Numbers our document above `theirs`.
+    pub fn raise(&mut self, theirs: Generation) {
+        self.document.raise(theirs);
     }
 
     fn update(&mut self, host: &str, now: Instant, change: impl FnOnce(&mut View)) -> Option<String> {
@@ -214,9 +230,7 @@ impl Tier {
             if before != after {
                 self.due.append(&mut self.awaiting);
             }
-            if self.ipam.acknowledge(self.hosts.acknowledged(now)) > 0 {
-                self.due.append(&mut self.addressless.clone());
-            }
+            self.end_quarantines(now);
         }
         trouble
     }
@@ -278,11 +292,18 @@ impl Tier {
         &self.ipam
     }
 
+    /// Whoever waits for an address may have one of those that came free.
+    fn end_quarantines(&mut self, now: Instant) {
+        if self.ipam.acknowledge(self.hosts.acknowledged(now)) > 0 {
+            self.due.append(&mut self.addressless.clone());
+        }
+    }
+
     /// A Service of the same name but another UID is another Service: the first one's address is
     /// given back.
-    fn drop_namesake(&mut self, service: &Service) {
+    fn drop_namesake(&mut self, service: &Service, now: Instant) {
         if self.ipam.held(&service.name).is_some_and(|h| h.uid != service.uid) {
-            self.forget(&service.name);
+            self.forget(&service.name, now);
         }
     }
 
