@@ -1,0 +1,90 @@
+//! The command line: kube-proxy's flags, by name.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use daemon::log::LogFormat;
+use kube_watch::Source;
+
+use crate::config::{ClusterCidrs, Config, NodePortAddresses};
+
+/// Makes Services reachable from and through this node.
+#[derive(Debug, Parser)]
+#[command(name = "node-agent", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Works in the foreground. Its rules stay when it stops.
+    Run(RunArgs),
+    /// Prints what would be programmed on an empty node.
+    Plan(PlanArgs),
+    /// Prints what is in the kernel now, in words.
+    Dump(NodeArgs),
+    /// Removes our tables.
+    Cleanup,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Without it, the pod's service account.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// /healthz and /livez.
+    #[arg(long, default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: SocketAddr,
+    /// /metrics, /proxyMode and /readyz.
+    #[arg(long, default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: SocketAddr,
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// dir:PATH, a folder of YAML files.
+    #[arg(long)]
+    pub source: Source,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    /// The Node object's name; the host's name unless given.
+    #[arg(long)]
+    pub hostname_override: Option<String>,
+    /// The pods' networks, one a family: traffic from elsewhere to a ClusterIP is masqueraded.
+    #[arg(long, default_value = "")]
+    pub cluster_cidr: ClusterCidrs,
+    /// Masquerade all traffic to ClusterIPs.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub masquerade_all: bool,
+    /// primary, all, or a list of CIDRs.
+    #[arg(long, default_value = "primary")]
+    pub nodeport_addresses: NodePortAddresses,
+}
+
+impl NodeArgs {
+    /// # Errors
+    /// When the host has no usable name.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let node_name = match &self.hostname_override {
+            Some(name) => name.clone(),
+            None => nix::unistd::gethostname()?.to_string_lossy().trim().to_lowercase(),
+        };
+        anyhow::ensure!(!node_name.is_empty(), "this host has no name: pass --hostname-override");
+        Ok(Config {
+            node_name: node_name.into(),
+            cluster_cidrs: self.cluster_cidr,
+            masquerade_all: self.masquerade_all,
+            nodeport_addresses: self.nodeport_addresses.clone(),
+        })
+    }
+}

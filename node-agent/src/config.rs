@@ -1,0 +1,178 @@
+//! What the flags mean, parsed: nothing later validates again.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use service_model::{IpFamily, NodeName};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The Node object's name; endpoints on it are local.
+    pub node_name: NodeName,
+    /// Pods' addresses. Traffic from elsewhere to a ClusterIP is masqueraded.
+    pub cluster_cidrs: ClusterCidrs,
+    /// Masquerade all traffic to ClusterIPs.
+    pub masquerade_all: bool,
+    pub nodeport_addresses: NodePortAddresses,
+}
+
+/// At most one range a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClusterCidrs {
+    v4: Option<IpNet>,
+    v6: Option<IpNet>,
+}
+
+/// Which of the node's addresses answer NodePorts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum NodePortAddresses {
+    /// The Node's InternalIPs (kube-proxy's default in nftables mode).
+    #[default]
+    Primary,
+    /// All addresses of the host but loopback.
+    All,
+    /// The host's addresses within these ranges; a family without a range answers on all.
+    Ranges(Vec<IpNet>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidFlag {
+    #[error("{0:?} is not a CIDR such as 10.244.0.0/16")]
+    Cidr(String),
+    #[error("two {0} cluster CIDRs are given: give at most one a family")]
+    SecondCidr(IpFamily),
+    #[error("{0:?} stands alone: give \"primary\", \"all\", or a list of CIDRs")]
+    Mixed(&'static str),
+}
+
+impl Config {
+    pub fn cluster_cidr(&self, family: IpFamily) -> Option<IpNet> {
+        self.cluster_cidrs.of(family)
+    }
+}
+
+impl ClusterCidrs {
+    pub fn of(&self, family: IpFamily) -> Option<IpNet> {
+        match family {
+            IpFamily::V4 => self.v4,
+            IpFamily::V6 => self.v6,
+        }
+    }
+}
+
+impl FromStr for ClusterCidrs {
+    type Err = InvalidFlag;
+
+    /// A comma-separated list; empty for none.
+    fn from_str(text: &str) -> Result<Self, InvalidFlag> {
+        let mut cidrs = Self::default();
+        for cidr in parse_cidrs(text)? {
+            let family = IpFamily::of(cidr.addr());
+            let place = match family {
+                IpFamily::V4 => &mut cidrs.v4,
+                IpFamily::V6 => &mut cidrs.v6,
+            };
+            if place.replace(cidr).is_some() {
+                return Err(InvalidFlag::SecondCidr(family));
+            }
+        }
+        Ok(cidrs)
+    }
+}
+
+impl NodePortAddresses {
+    /// Whether any address of the host answers, so that no list of addresses is needed.
+    pub fn is_all(&self, family: IpFamily) -> bool {
+        match self {
+            NodePortAddresses::Primary => false,
+            NodePortAddresses::All => true,
+            NodePortAddresses::Ranges(ranges) => {
+                let mut of_family =
+                    ranges.iter().filter(|range| IpFamily::of(range.addr()) == family).peekable();
+                of_family.peek().is_none() || of_family.any(|range| range.prefix_len() == 0)
+            }
+        }
+    }
+
+    /// The addresses that answer, of those the Node object and the host have. Loopback never does:
+    /// it would need `route_localnet` (CVE-2020-8558).
+    pub fn select(&self, internal: impl Iterator<Item = IpAddr>, host: &[IpAddr]) -> Vec<IpAddr> {
+        let mut addresses: Vec<IpAddr> = match self {
+            NodePortAddresses::Primary => internal.collect(),
+            NodePortAddresses::All => Vec::new(),
+            NodePortAddresses::Ranges(ranges) => host
+                .iter()
+                .copied()
+                .filter(|ip| !self.is_all(IpFamily::of(*ip)) && ranges.iter().any(|range| range.contains(ip)))
+                .collect(),
+        };
+        addresses.retain(|ip| !ip.is_loopback());
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = InvalidFlag;
+
+    fn from_str(text: &str) -> Result<Self, InvalidFlag> {
+        match text.trim() {
+            "" | "primary" => return Ok(NodePortAddresses::Primary),
+            "all" => return Ok(NodePortAddresses::All),
+            _ => {}
+        }
+        for word in ["primary", "all"] {
+            if text.split(',').any(|part| part.trim() == word) {
+                return Err(InvalidFlag::Mixed(word));
+            }
+        }
+        Ok(NodePortAddresses::Ranges(parse_cidrs(text)?))
+    }
+}
+
+fn parse_cidrs(text: &str) -> Result<Vec<IpNet>, InvalidFlag> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts
+        .map(|part| {
+            part.parse::<IpNet>().map(|cidr| cidr.trunc()).map_err(|_| InvalidFlag::Cidr(part.to_owned()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cluster_cidrs_are_at_most_one_a_family() {
+        let cidrs: ClusterCidrs = "10.244.0.0/16, fd00:10:244::/56".parse().unwrap();
+        assert_eq!(cidrs.of(IpFamily::V4), Some("10.244.0.0/16".parse().unwrap()));
+        assert_eq!(cidrs.of(IpFamily::V6), Some("fd00:10:244::/56".parse().unwrap()));
+        assert_eq!("".parse(), Ok(ClusterCidrs::default()));
+        let two = "10.0.0.0/8,11.0.0.0/8".parse::<ClusterCidrs>();
+        assert_eq!(two, Err(InvalidFlag::SecondCidr(IpFamily::V4)));
+        assert_eq!("10.0.0.0".parse::<ClusterCidrs>(), Err(InvalidFlag::Cidr("10.0.0.0".to_owned())));
+    }
+
+    #[test]
+    fn nodeport_addresses_are_primary_all_or_ranges() {
+        let internal = ["172.30.0.11".parse().unwrap(), "127.0.0.1".parse().unwrap()];
+        let host = ["10.0.0.1", "192.168.1.1", "fd00::1"].map(|ip| ip.parse().unwrap());
+        let cases = [
+            ("primary", [false, false], vec!["172.30.0.11"]),
+            ("", [false, false], vec!["172.30.0.11"]),
+            ("all", [true, true], vec![]),
+            ("10.0.0.0/8", [false, true], vec!["10.0.0.1"]),
+            ("0.0.0.0/0,fd00::/64", [true, false], vec!["fd00::1"]),
+        ];
+        for (text, all, selected) in cases {
+            let addresses: NodePortAddresses = text.parse().unwrap();
+            assert_eq!([IpFamily::V4, IpFamily::V6].map(|f| addresses.is_all(f)), all, "{text:?}");
+            let selected: Vec<IpAddr> = selected.iter().map(|ip| ip.parse().unwrap()).collect();
+            assert_eq!(addresses.select(internal.iter().copied(), &host), selected, "{text:?}");
+        }
+        assert_eq!("all,10.0.0.0/8".parse::<NodePortAddresses>(), Err(InvalidFlag::Mixed("all")));
+    }
+}

@@ -1,0 +1,6 @@
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    node_agent::run::main(node_agent::args::Cli::parse()).await
+}

@@ -1,0 +1,145 @@
+//! What a Service should look like in the kernel, on this node. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use service_model::{IpFamily, Service, ServicePort, ServiceType, TrafficPolicy, World};
+
+use super::groups::Groups;
+use super::layout::{Frontend, Group, Pool, SizeClass, Target};
+use super::step::Hairpin;
+use crate::select::{Place, Selection, select};
+
+/// All that one Service asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DesiredService {
+    pub frontends: BTreeMap<Frontend, DesiredFrontend>,
+    pub hairpins: BTreeSet<Hairpin>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredFrontend {
+    /// `namespace/name:port`, for people.
+    pub label: Box<str>,
+    pub groups: Groups,
+    /// Sorted.
+    pub cluster: Vec<Target>,
+    pub local: Vec<Target>,
+}
+
+/// Who reaches a frontend, which decides what its traffic policy means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Internal,
+    External,
+}
+
+impl DesiredService {
+    /// Nothing, for a Service that has nothing to serve here or does not exist.
+    pub fn of(service: &Service, world: &World, place: Place<'_>) -> Self {
+        let mut desired = Self::default();
+        if service.service_type == ServiceType::ExternalName || service.cluster_ips.is_empty() {
+            return desired;
+        }
+        for port in &service.ports {
+            for family in [IpFamily::V4, IpFamily::V6] {
+                desired.add_port(service, port, family, world, place);
+            }
+        }
+        desired
+    }
+
+    fn add_port(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        family: IpFamily,
+        world: &World,
+        place: Place<'_>,
+    ) {
+        let mut frontends = frontends(service, port, family).peekable();
+        if frontends.peek().is_none() {
+            return;
+        }
+        let selection = select(world.slices_of(&service.name), port, family, place);
+        let label = label(service, port);
+        for (frontend, reach) in frontends {
+            let policy = match reach {
+                Reach::Internal => service.internal_traffic_policy,
+                Reach::External => service.external_traffic_policy,
+            };
+            self.frontends.insert(frontend, desired(frontend, reach, policy, &selection, label.clone()));
+        }
+        let hairpin = |target: &Target| Hairpin { target: *target, protocol: port.protocol };
+        self.hairpins.extend(selection.local.iter().map(hairpin));
+    }
+}
+
+fn frontends(
+    service: &Service,
+    port: &ServicePort,
+    family: IpFamily,
+) -> impl Iterator<Item = (Frontend, Reach)> {
+    let vip = move |ip| Frontend::Vip { ip, protocol: port.protocol, port: port.port };
+    let of_family = move |ip: &std::net::IpAddr| IpFamily::of(*ip) == family;
+    let internal =
+        service.cluster_ips.iter().copied().filter(of_family).map(move |ip| (vip(ip), Reach::Internal));
+    let external = service.external_ips.iter().copied().chain(service.vip_mode_ips()).filter(of_family);
+    let has_family = service.cluster_ips.iter().any(of_family);
+    let node_port = port.node_port.filter(move |_| has_family).map(move |number| {
+        (Frontend::NodePort { family, protocol: port.protocol, port: number }, Reach::External)
+    });
+    internal.chain(external.map(move |ip| (vip(ip), Reach::External))).chain(node_port)
+}
+
+fn desired(
+    frontend: Frontend,
+    reach: Reach,
+    policy: TrafficPolicy,
+    selection: &Selection,
+    label: Box<str>,
+) -> DesiredFrontend {
+    let mut groups: Groups = [Group::Served].into_iter().collect();
+    let (cluster, local) = match (reach, policy) {
+        (Reach::Internal, TrafficPolicy::Cluster) => (selection.cluster.clone(), Vec::new()),
+        // Nothing but this node's endpoints is ever used, so they are the whole pool.
+        (Reach::Internal, TrafficPolicy::Local) => (selection.local.clone(), Vec::new()),
+        (Reach::External, TrafficPolicy::Cluster) => {
+            if matches!(frontend, Frontend::Vip { .. }) {
+                groups.insert(Group::External);
+            }
+            (selection.cluster.clone(), Vec::new())
+        }
+        (Reach::External, TrafficPolicy::Local) => {
+            groups.insert(Group::ExternalLocal);
+            (selection.cluster.clone(), selection.local.clone())
+        }
+    };
+    let outside = if groups.contains(Group::ExternalLocal) { &local } else { &cluster };
+    if !selection.any && selection.local.is_empty() {
+        groups.insert(Group::Reject);
+    } else if outside.is_empty() {
+        groups.insert(Group::Drop);
+    }
+    for (pool, targets) in [(Pool::Cluster, &cluster), (Pool::Local, &local)] {
+        if let Some(class) = SizeClass::of(targets.len()) {
+            groups.insert(Group::Count(pool, class));
+        }
+    }
+    DesiredFrontend { label, groups, cluster, local }
+}
+
+fn label(service: &Service, port: &ServicePort) -> Box<str> {
+    match &*port.name {
+        "" => service.name.as_str().into(),
+        name => format!("{}:{name}", service.name).into(),
+    }
+}
+
+impl DesiredFrontend {
+    pub fn pool(&self, pool: Pool) -> &[Target] {
+        match pool {
+            Pool::Cluster => &self.cluster,
+            Pool::Local => &self.local,
+        }
+    }
+}

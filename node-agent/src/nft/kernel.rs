@@ -1,0 +1,234 @@
+//! The kernel's nf_tables: reads the mirror, commits batches. No policy.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nfnetlink::{Batch, Dumped, Element as KernelElement, Generation, Socket, Table};
+use service_model::IpFamily;
+
+use super::compile;
+use super::layout::{FAMILIES, Group, SetName, TABLE};
+use super::mirror::{Mirror, Structure};
+use super::ruleset::{ChainName, Ruleset};
+use super::step::{Element, Step};
+
+/// One netlink socket, in the network namespace in which it was opened.
+#[derive(Debug)]
+pub struct Kernel {
+    socket: Socket,
+}
+
+impl Kernel {
+    /// # Errors
+    /// When the kernel has no nf_tables or we have no CAP_NET_ADMIN.
+    pub fn open() -> nfnetlink::Result<Self> {
+        Ok(Self { socket: Socket::open()? })
+    }
+
+    /// The ruleset's generation: it differs after anybody's commit.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn generation(&mut self) -> nfnetlink::Result<u32> {
+        Ok(self.socket.generation()?.id)
+    }
+
+    /// Reads all that is ours.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn observe(&mut self, rulesets: &[Ruleset]) -> nfnetlink::Result<Mirror> {
+        let mut mirror = Mirror::default();
+        for ruleset in rulesets {
+            let structure = self.observe_structure(ruleset)?;
+            let sets: Vec<SetName> = structure.sets.iter().copied().collect();
+            *mirror.structure_mut(ruleset.family) = structure;
+            for set in sets {
+                self.observe_elements(ruleset.family, set, &mut mirror)?;
+            }
+        }
+        Ok(mirror)
+    }
+
+    /// Commits the steps as one, if nobody else has committed since `generation`.
+    /// Answers the generation after it.
+    ///
+    /// # Errors
+    /// The kernel's refusal: then nothing has changed.
+    pub fn commit(&mut self, steps: &[Step], generation: u32) -> nfnetlink::Result<u32> {
+        let mut batch = Batch::with_capacity(steps.len() * 128);
+        batch.expect_generation(generation);
+        for step in steps {
+            write(step, &mut batch);
+        }
+        self.socket.commit(&batch)?;
+        Ok(Generation::next(generation))
+    }
+
+    fn observe_structure(&mut self, ruleset: &Ruleset) -> nfnetlink::Result<Structure> {
+        let (family, table) = (ruleset.family, compile::table(ruleset.family));
+        let mut structure = Structure { exists: self.socket.table(table)?.is_some(), ..Structure::default() };
+        if !structure.exists {
+            return Ok(structure);
+        }
+        let mut rules: BTreeMap<String, Vec<nfnetlink::Rule>> = BTreeMap::new();
+        for listed in self.socket.rules(table)? {
+            rules.entry(listed.item.chain.clone()).or_default().push(listed.item);
+        }
+        let wanted: BTreeMap<String, ChainName> =
+            ruleset.chains.iter().map(|c| (c.name.to_string(), c.name)).collect();
+        for listed in self.socket.chains(table)? {
+            let Some(name) = wanted.get(&listed.item.name) else {
+                structure.other_chains.insert(listed.item.name);
+                continue;
+            };
+            structure.unusable |= listed.item != compile::chain(*name);
+            let have = rules.remove(&listed.item.name).unwrap_or_default();
+            let chain = ruleset.chain(*name).into_iter().flat_map(|c| &c.rules);
+            if chain.map(|rule| compile::rule(family, *name, rule)).eq(have) {
+                structure.chains.insert(*name);
+            }
+        }
+        let wanted: BTreeMap<String, SetName> = SetName::all().map(|s| (s.to_string(), s)).collect();
+        for listed in self.socket.sets(table)? {
+            match wanted.get(&listed.item.name) {
+                Some(name) => {
+                    structure.unusable |= listed.item != compile::set(family, *name);
+                    structure.sets.insert(*name);
+                }
+                None => drop(structure.other_sets.insert(listed.item.name)),
+            }
+        }
+        Ok(structure)
+    }
+
+    fn observe_elements(
+        &mut self,
+        family: IpFamily,
+        set: SetName,
+        mirror: &mut Mirror,
+    ) -> nfnetlink::Result<()> {
+        let mut elements: BTreeSet<Element> = BTreeSet::new();
+        self.socket.elements(compile::table(family), &set.to_string(), |dumped| match dumped {
+            Dumped::Restart => elements.clear(),
+            Dumped::Element(element) => elements.extend(parse(family, set, &element)),
+        })?;
+        elements.iter().for_each(|element| mirror.add(element));
+        Ok(())
+    }
+}
+
+/// Removes our tables.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn cleanup() -> nfnetlink::Result<()> {
+    let mut socket = Socket::open()?;
+    let mut batch = Batch::new();
+    for family in FAMILIES {
+        if socket.table(compile::table(family))?.is_some() {
+            batch.delete_table(compile::table(family));
+        }
+    }
+    if batch.is_empty() { Ok(()) } else { socket.commit(&batch) }
+}
+
+fn write(step: &Step, batch: &mut Batch) {
+    let table = compile::table(step.family());
+    match step {
+        Step::CreateTable(ruleset) => {
+            batch.add_table(&Table::new(table.family, TABLE));
+            for set in SetName::all() {
+                batch.add_set(table, &compile::set(ruleset.family, set));
+            }
+            for chain in &ruleset.chains {
+                batch.add_chain(table, &compile::chain(chain.name));
+            }
+            for chain in &ruleset.chains {
+                add_rules(ruleset, chain.name, batch);
+            }
+        }
+        Step::DeleteTable(_) => drop(batch.delete_table(table)),
+        Step::CreateSet(family, set) => drop(batch.add_set(table, &compile::set(*family, *set))),
+        Step::RewriteChain(name, ruleset) => {
+            batch.add_chain(table, &compile::chain(*name));
+            batch.flush_chain(table, &name.to_string());
+            add_rules(ruleset, *name, batch);
+        }
+        Step::FlushChain(_, name) => drop(batch.flush_chain(table, name)),
+        Step::DeleteChain(_, name) => drop(batch.delete_chain(table, name)),
+        Step::DeleteSet(_, name) => drop(batch.delete_set(table, name)),
+        Step::Add(element) => {
+            let set = element.set().to_string();
+            with_kernel_element(element, |kernel| {
+                batch.create_elements(table, &set).push(&kernel);
+            });
+        }
+        Step::Delete(element) => {
+            let set = element.set().to_string();
+            let key = key_of(element);
+            batch.delete_elements(table, &set).push(&KernelElement::key(key.bytes()));
+        }
+    }
+}
+
+fn add_rules(ruleset: &Ruleset, name: ChainName, batch: &mut Batch) {
+    let table = compile::table(ruleset.family);
+    for rule in ruleset.chain(name).into_iter().flat_map(|c| &c.rules) {
+        batch.add_rule(table, &compile::rule(ruleset.family, name, rule));
+    }
+}
+
+fn key_of(element: &Element) -> nfnetlink::Value {
+    match element {
+        Element::Served { frontend, .. } | Element::Member { frontend, .. } => compile::key(*frontend),
+        Element::Endpoint { frontend, index, .. } => compile::key(*frontend).u32(*index),
+        Element::NodeAddress(ip) => nfnetlink::Value::new().ip(*ip),
+        Element::Hairpin(hairpin) => compile::hairpin_key(*hairpin),
+    }
+}
+
+fn with_kernel_element(element: &Element, use_it: impl FnOnce(KernelElement<'_>)) {
+    let key = key_of(element);
+    match element {
+        Element::Served { label, .. } => {
+            use_it(KernelElement::key(key.bytes()).comment(shortened(label)));
+        }
+        Element::Endpoint { target, .. } => {
+            let data = compile::data(*target);
+            use_it(KernelElement::pair(key.bytes(), data.bytes()));
+        }
+        Element::Member { .. } | Element::NodeAddress(_) | Element::Hairpin(_) => {
+            use_it(KernelElement::key(key.bytes()));
+        }
+    }
+}
+
+/// `nft` refuses longer comments on input, and so would lose them on a restore.
+const LONGEST_COMMENT: usize = 128;
+
+/// Labels are ASCII: names of Kubernetes objects.
+fn shortened(label: &str) -> &str {
+    label.get(..LONGEST_COMMENT).unwrap_or(label)
+}
+
+fn parse(family: IpFamily, set: SetName, element: &KernelElement<'_>) -> Option<Element> {
+    match set {
+        SetName::Group(shape, group) => {
+            let (frontend, _) = compile::parse_key(family, shape, element.key)?;
+            Some(match group {
+                Group::Served => {
+                    Element::Served { frontend, label: element.comment.unwrap_or_default().into() }
+                }
+                group => Element::Member { frontend, group },
+            })
+        }
+        SetName::Endpoints(shape, pool) => {
+            let (frontend, index) = compile::parse_key(family, shape, element.key)?;
+            let index = u32::from_ne_bytes(index.get(..4)?.try_into().ok()?);
+            let target = compile::parse_data(family, element.value()?)?;
+            Some(Element::Endpoint { frontend, pool, index, target })
+        }
+        SetName::NodeAddresses => Some(Element::NodeAddress(compile::parse_ip(family, element.key)?.0)),
+        SetName::Hairpin => Some(Element::Hairpin(compile::parse_hairpin(family, element.key)?)),
+    }
+}

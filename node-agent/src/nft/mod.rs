@@ -1,0 +1,18 @@
+//! Services in nf_tables.
+//!
+//! ```text
+//! World ─▶ desired ─▶ plan(key, desired, mirror) ─▶ Step… ─▶ kernel (one atomic commit)
+//!                        ▲                            │
+//!                        └──────── mirror ◀───────────┘  read back at start and on doubt
+//! ```
+
+pub mod claims;
+pub mod compile;
+pub mod desired;
+pub mod groups;
+pub mod kernel;
+pub mod layout;
+pub mod mirror;
+pub mod plan;
+pub mod ruleset;
+pub mod step;

@@ -1,0 +1,235 @@
+//! From desired to programmed, one Service at a time.
+//!
+//! A plan has two batches. The first is what must hold now: new endpoints and the counts that
+//! name them, in one commit. The second takes away what nothing names any more; it must wait a
+//! second, because a batch is atomic per lookup and not per packet: a packet that has drawn an
+//! index may look it up after the commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use service_model::{IpFamily, ServiceName};
+
+use super::claims::Claims;
+use super::desired::{DesiredFrontend, DesiredService};
+use super::layout::{FAMILIES, Frontend, Group, MAX_TARGETS, Pool, SetName, Target};
+use super::mirror::{FrontendState, Mirror};
+use super::ruleset::Ruleset;
+use super::step::{Element, Hairpin, Step};
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Committed together, at once.
+    pub now: Vec<Step>,
+    /// Committed at least a second after `now`.
+    pub later: Vec<Step>,
+}
+
+/// What several Services can claim, and only one can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    Frontend(Frontend),
+    Hairpin(Hairpin),
+}
+
+/// Plans Services, and remembers who claims what.
+#[derive(Debug, Default)]
+pub struct Planner {
+    claims: Claims<Resource>,
+}
+
+impl Planner {
+    /// The steps for one Service. `desired_of` answers for any Service; another one is asked for
+    /// only if it shares a frontend with this one.
+    pub fn plan(
+        &mut self,
+        service: &ServiceName,
+        desired_of: impl Fn(&ServiceName) -> DesiredService,
+        mirror: &Mirror,
+    ) -> Plan {
+        let own = desired_of(service);
+        let frontends = own.frontends.keys().copied().map(Resource::Frontend);
+        let hairpins = own.hairpins.iter().copied().map(Resource::Hairpin);
+        let mut touched = self.claims.replace(service, frontends.chain(hairpins));
+        touched.extend(self.claims.of(service).iter().copied());
+
+        let mut others: BTreeMap<&ServiceName, DesiredService> = BTreeMap::new();
+        let mut plan = Plan::default();
+        for resource in &touched {
+            let owner = self.claims.owner(resource);
+            match resource {
+                Resource::Hairpin(hairpin) => plan.hairpin(*hairpin, owner.is_some(), mirror),
+                Resource::Frontend(frontend) => {
+                    let want = match owner {
+                        None => None,
+                        Some(owner) if owner == service => own.frontends.get(frontend),
+                        Some(owner) => {
+                            others.entry(owner).or_insert_with(|| desired_of(owner)).frontends.get(frontend)
+                        }
+                    };
+                    plan.frontend(*frontend, want, mirror);
+                }
+            }
+        }
+        plan
+    }
+
+    /// What is programmed and nobody claims: left by another life of this program.
+    pub fn leftovers(&self, mirror: &Mirror) -> Plan {
+        let mut plan = Plan::default();
+        for frontend in mirror.frontends.keys() {
+            if self.claims.owner(&Resource::Frontend(*frontend)).is_none() {
+                plan.frontend(*frontend, None, mirror);
+            }
+        }
+        for hairpin in &mirror.hairpins {
+            if self.claims.owner(&Resource::Hairpin(*hairpin)).is_none() {
+                plan.hairpin(*hairpin, false, mirror);
+            }
+        }
+        plan
+    }
+
+    /// Services that claimed something when they were last planned.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.claims.services()
+    }
+}
+
+/// The tables, chains and sets of both families. Elements of a family are planned after its table
+/// is as it should be: a table that is made anew has none.
+pub fn plan_structure(rulesets: &[Ruleset], mirror: &Mirror) -> Plan {
+    let mut plan = Plan::default();
+    for ruleset in rulesets {
+        let (family, have) = (ruleset.family, mirror.structure(ruleset.family));
+        if have.fits(ruleset) {
+            continue;
+        }
+        if have.exists && have.unusable {
+            plan.now.push(Step::DeleteTable(family));
+        }
+        if !have.exists || have.unusable {
+            plan.now.push(Step::CreateTable(Box::new(ruleset.clone())));
+            continue;
+        }
+        plan.now
+            .extend(SetName::all().filter(|s| !have.sets.contains(s)).map(|s| Step::CreateSet(family, s)));
+        let wrong = ruleset.chains.iter().map(|c| c.name).filter(|name| !have.chains.contains(name));
+        plan.now.extend(wrong.map(|name| Step::RewriteChain(name, Box::new(ruleset.clone()))));
+        plan.now.extend(have.other_chains.iter().map(|c| Step::FlushChain(family, c.clone())));
+        plan.now.extend(have.other_chains.iter().map(|c| Step::DeleteChain(family, c.clone())));
+        plan.now.extend(have.other_sets.iter().map(|s| Step::DeleteSet(family, s.clone())));
+    }
+    plan
+}
+
+/// The node's addresses that answer NodePorts.
+pub fn plan_node_addresses(wanted: &BTreeSet<IpAddr>, mirror: &Mirror) -> Plan {
+    let added = wanted.difference(&mirror.node_addresses).map(|ip| Step::Add(Element::NodeAddress(*ip)));
+    let gone = mirror.node_addresses.difference(wanted).map(|ip| Step::Delete(Element::NodeAddress(*ip)));
+    Plan { now: gone.chain(added).collect(), later: Vec::new() }
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.now.is_empty() && self.later.is_empty()
+    }
+
+    pub fn append(&mut self, other: Plan) {
+        self.now.extend(other.now);
+        self.later.extend(other.later);
+    }
+
+    /// The part of one family; batches of the two families are committed apart.
+    pub fn touches(&self, family: IpFamily) -> bool {
+        self.now.iter().chain(&self.later).any(|step| step.family() == family)
+    }
+
+    fn hairpin(&mut self, hairpin: Hairpin, wanted: bool, mirror: &Mirror) {
+        let element = Element::Hairpin(hairpin);
+        match (wanted, mirror.hairpins.contains(&hairpin)) {
+            (true, false) => self.now.push(Step::Add(element)),
+            (false, true) => self.now.push(Step::Delete(element)),
+            _ => {}
+        }
+    }
+
+    fn frontend(&mut self, frontend: Frontend, want: Option<&DesiredFrontend>, mirror: &Mirror) {
+        let nothing = FrontendState::default();
+        let have = mirror.frontends.get(&frontend).unwrap_or(&nothing);
+        for pool in [Pool::Cluster, Pool::Local] {
+            self.endpoints(frontend, pool, want.map_or(&[], |w| w.pool(pool)), have.pool(pool));
+        }
+        let groups = want.map(|w| w.groups).unwrap_or_default();
+        for group in have.groups.without(groups).iter() {
+            self.now.push(Step::Delete(member(frontend, group, &have.label)));
+        }
+        let label = want.map(|w| w.label.clone()).unwrap_or_default();
+        for group in groups.without(have.groups).iter() {
+            self.now.push(Step::Add(member(frontend, group, &label)));
+        }
+        if groups.contains(Group::Served) && have.groups.contains(Group::Served) && label != have.label {
+            self.now.push(Step::Delete(member(frontend, Group::Served, &have.label)));
+            self.now.push(Step::Add(member(frontend, Group::Served, &label)));
+        }
+    }
+
+    /// An endpoint keeps its index while that is below the new count; the others move into the
+    /// holes. So a removal costs one element, and connections in flight find what they drew.
+    fn endpoints(&mut self, frontend: Frontend, pool: Pool, want: &[Target], have: &[Option<Target>]) {
+        let count = want.len().min(MAX_TARGETS);
+        let want = &want[..count];
+        let mut slots: Vec<Option<Target>> = have.iter().take(count).copied().collect();
+        slots.resize(count, None);
+        for slot in &mut slots {
+            *slot = slot.filter(|target| want.binary_search(target).is_ok());
+        }
+        let kept: BTreeSet<Target> = slots.iter().flatten().copied().collect();
+        let mut new = want.iter().filter(|target| !kept.contains(target));
+        for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
+            *slot = new.next().copied();
+        }
+        let element =
+            |index: usize, target| Element::Endpoint { frontend, pool, index: index as u32, target };
+        for (index, target) in slots.iter().enumerate() {
+            let before = have.get(index).copied().flatten();
+            if before == *target {
+                continue;
+            }
+            self.now.extend(before.map(|before| Step::Delete(element(index, before))));
+            self.now.extend(target.map(|target| Step::Add(element(index, target))));
+        }
+        let surplus = have.iter().enumerate().skip(count);
+        self.later.extend(surplus.filter_map(|(i, t)| t.map(|target| Step::Delete(element(i, target)))));
+    }
+}
+
+fn member(frontend: Frontend, group: Group, label: &str) -> Element {
+    match group {
+        Group::Served => Element::Served { frontend, label: label.into() },
+        group => Element::Member { frontend, group },
+    }
+}
+
+/// Whether a family's table must be made anew, so that its elements are gone.
+pub fn remakes(plan: &Plan) -> impl Iterator<Item = IpFamily> + '_ {
+    FAMILIES
+        .into_iter()
+        .filter(|family| plan.now.iter().any(|s| matches!(s, Step::CreateTable(r) if r.family == *family)))
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for step in &self.now {
+            writeln!(f, "{step}")?;
+        }
+        for (i, step) in self.later.iter().enumerate() {
+            if i == 0 {
+                writeln!(f, "a second later:")?;
+            }
+            writeln!(f, "{step}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,304 @@
+//! The chains of our table, as data. They depend on the configuration alone, never on Services.
+//!
+//! ```text
+//! nat   prerouting -100, output -100:  service-vips ──▶ services ─┬─ ext-local-vips ▶ ext-local ─┬─ pod, node ▶ spread
+//!                                                                ├─ external-vips  ▶ external   └─ other     ▶ local-spread
+//!                                                                └─ ClusterIPs ────▶ spread ──▶ n-K ▶ lb-K ▶ dnat
+//!                                      node address, service-nodeports ──▶ nodeports, alike
+//! nat   postrouting 100:               marked ▶ masquerade; hairpin ▶ masquerade
+//! filter input, forward, output 0:     new connections to reject-vips ▶ reject, to drop-vips ▶ drop
+//! ```
+//!
+//! Hooks and priorities are kube-proxy's (README of its nftables mode): translation at dstnat and
+//! srcnat, verdicts at filter, so that CNIs and NetworkPolicies see the same packets as before.
+
+use std::fmt;
+
+use ipnet::IpNet;
+use service_model::IpFamily;
+
+use super::layout::{FAMILIES, Group, Pool, Shape, SizeClass};
+use crate::config::Config;
+
+/// The rules of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruleset {
+    pub family: IpFamily,
+    /// In any order: all chains are created before the first rule.
+    pub chains: Vec<Chain>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    pub name: ChainName,
+    pub rules: Vec<Rule>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChainName {
+    NatPrerouting,
+    NatOutput,
+    NatPostrouting,
+    FilterInput,
+    FilterForward,
+    FilterOutput,
+    /// All traffic to frontends of the shape.
+    Services(Shape),
+    External(Shape),
+    ExternalLocal(Shape),
+    /// Picks the chain for the number of endpoints.
+    Spread(Shape, Pool),
+    /// Picks one of so many endpoints.
+    Balance(Shape, Pool, SizeClass),
+}
+
+/// Where a base chain is hooked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    pub point: HookPoint,
+    pub nat: bool,
+    pub priority: i32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookPoint {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+}
+
+/// All matches must hold for the action to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    pub matches: Vec<Match>,
+    pub action: Action,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Match {
+    /// The packet starts a connection.
+    New,
+    /// What the packet is addressed to is in the group.
+    To(Shape, Group),
+    /// The destination is in `nodeport-ips`.
+    ToNodeAddress,
+    /// The destination is an address of this host, other than loopback.
+    ToThisHost,
+    From(IpNet),
+    NotFrom(IpNet),
+    /// The source is an address of this host.
+    FromThisHost,
+    Marked,
+    /// The connection came back to its own source.
+    Hairpin,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    Goto(ChainName),
+    /// Ask for masquerading, and go on.
+    Mark,
+    /// Draw an index below `modulus`; if it is taken, go to its endpoint.
+    Dnat {
+        shape: Shape,
+        pool: Pool,
+        modulus: u32,
+    },
+    Masquerade,
+    /// Clear the mark and masquerade.
+    UnmarkAndMasquerade,
+    Reject,
+    Drop,
+}
+
+/// How often a free index is drawn again, before an index that is always taken is drawn. At worst
+/// a third of the indexes is free: one connection in 729 takes the last resort.
+const DRAWS: usize = 6;
+
+impl Ruleset {
+    pub fn new(family: IpFamily, config: &Config) -> Self {
+        let mut chains = vec![
+            Chain::new(ChainName::NatPrerouting, dispatch(family, config)),
+            Chain::new(ChainName::NatOutput, dispatch(family, config)),
+            Chain::new(ChainName::NatPostrouting, postrouting()),
+            Chain::new(ChainName::FilterInput, verdicts(family, config, &[Shape::NodePort, Shape::Vip])),
+            Chain::new(ChainName::FilterForward, verdicts(family, config, &[Shape::Vip])),
+            Chain::new(ChainName::FilterOutput, verdicts(family, config, &[Shape::Vip])),
+        ];
+        for shape in [Shape::Vip, Shape::NodePort] {
+            chains.push(Chain::new(ChainName::Services(shape), services(shape, family, config)));
+            if shape == Shape::Vip {
+                chains.push(Chain::new(ChainName::External(shape), external(shape)));
+            }
+            chains.push(Chain::new(ChainName::ExternalLocal(shape), external_local(shape, family, config)));
+            for pool in [Pool::Cluster, Pool::Local] {
+                let spread = SizeClass::all().map(|class| Rule {
+                    matches: vec![Match::To(shape, Group::Count(pool, class))],
+                    action: Action::Goto(ChainName::Balance(shape, pool, class)),
+                });
+                chains.push(Chain::new(ChainName::Spread(shape, pool), spread.collect()));
+                chains.extend(SizeClass::all().map(|class| {
+                    Chain::new(ChainName::Balance(shape, pool, class), balance(shape, pool, class))
+                }));
+            }
+        }
+        Self { family, chains }
+    }
+
+    pub fn both(config: &Config) -> [Self; 2] {
+        FAMILIES.map(|family| Self::new(family, config))
+    }
+
+    pub fn chain(&self, name: ChainName) -> Option<&Chain> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+}
+
+fn dispatch(family: IpFamily, config: &Config) -> Vec<Rule> {
+    [Shape::Vip, Shape::NodePort]
+        .into_iter()
+        .map(|shape| Rule {
+            matches: to_served(shape, Group::Served, family, config),
+            action: Action::Goto(ChainName::Services(shape)),
+        })
+        .collect()
+}
+
+/// The packet is addressed to the group, and for NodePorts to an address that answers them.
+fn to_served(shape: Shape, group: Group, family: IpFamily, config: &Config) -> Vec<Match> {
+    let to = Match::To(shape, group);
+    match shape {
+        Shape::Vip => vec![to],
+        Shape::NodePort if config.nodeport_addresses.is_all(family) => vec![Match::ToThisHost, to],
+        Shape::NodePort => vec![Match::ToNodeAddress, to],
+    }
+}
+
+fn services(shape: Shape, family: IpFamily, config: &Config) -> Vec<Rule> {
+    let mut rules = vec![Rule {
+        matches: vec![Match::To(shape, Group::ExternalLocal)],
+        action: Action::Goto(ChainName::ExternalLocal(shape)),
+    }];
+    match shape {
+        Shape::Vip => {
+            rules.push(Rule {
+                matches: vec![Match::To(shape, Group::External)],
+                action: Action::Goto(ChainName::External(shape)),
+            });
+            if config.masquerade_all {
+                rules.push(Rule::always(Action::Mark));
+            } else if let Some(cidr) = config.cluster_cidr(family) {
+                rules.push(Rule { matches: vec![Match::NotFrom(cidr)], action: Action::Mark });
+            }
+        }
+        Shape::NodePort => rules.push(Rule::always(Action::Mark)),
+    }
+    rules.push(Rule::always(Action::Goto(ChainName::Spread(shape, Pool::Cluster))));
+    rules
+}
+
+fn external(shape: Shape) -> Vec<Rule> {
+    vec![Rule::always(Action::Mark), Rule::always(Action::Goto(ChainName::Spread(shape, Pool::Cluster)))]
+}
+
+/// Pods and the node itself reach every endpoint: for them the load balancer was never involved,
+/// so there is no client address to keep (kube-proxy's short circuit).
+fn external_local(shape: Shape, family: IpFamily, config: &Config) -> Vec<Rule> {
+    let cluster = Action::Goto(ChainName::Spread(shape, Pool::Cluster));
+    let mut rules = Vec::new();
+    if let Some(cidr) = config.cluster_cidr(family) {
+        rules.push(Rule { matches: vec![Match::From(cidr)], action: cluster });
+    }
+    rules.push(Rule { matches: vec![Match::FromThisHost], action: Action::Mark });
+    rules.push(Rule { matches: vec![Match::FromThisHost], action: cluster });
+    rules.push(Rule::always(Action::Goto(ChainName::Spread(shape, Pool::Local))));
+    rules
+}
+
+/// A batch is atomic per lookup, not per packet: a packet that is already here may find its index
+/// gone. Index 0 is the last to go; after it nothing may fall through untranslated.
+fn balance(shape: Shape, pool: Pool, class: SizeClass) -> Vec<Rule> {
+    let dnat = |modulus| Rule::always(Action::Dnat { shape, pool, modulus });
+    let draws = if class.least() == class.slots() { 1 } else { DRAWS };
+    let mut rules = vec![dnat(class.slots()); draws];
+    for modulus in [class.least(), 1] {
+        if rules.last() != Some(&dnat(modulus)) {
+            rules.push(dnat(modulus));
+        }
+    }
+    rules.push(Rule::always(Action::Drop));
+    rules
+}
+
+fn postrouting() -> Vec<Rule> {
+    vec![
+        Rule { matches: vec![Match::Marked], action: Action::UnmarkAndMasquerade },
+        Rule { matches: vec![Match::Hairpin], action: Action::Masquerade },
+    ]
+}
+
+fn verdicts(family: IpFamily, config: &Config, shapes: &[Shape]) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for &shape in shapes {
+        for (group, action) in [(Group::Reject, Action::Reject), (Group::Drop, Action::Drop)] {
+            let mut matches = vec![Match::New];
+            matches.extend(to_served(shape, group, family, config));
+            rules.push(Rule { matches, action });
+        }
+    }
+    rules
+}
+
+impl Chain {
+    fn new(name: ChainName, rules: Vec<Rule>) -> Self {
+        Self { name, rules }
+    }
+}
+
+impl Rule {
+    fn always(action: Action) -> Self {
+        Self { matches: Vec::new(), action }
+    }
+}
+
+impl ChainName {
+    /// Where the chain is hooked in; `None` for those that rules lead to.
+    pub fn hook(self) -> Option<Hook> {
+        let (point, nat, priority) = match self {
+            ChainName::NatPrerouting => (HookPoint::Prerouting, true, -100),
+            ChainName::NatOutput => (HookPoint::Output, true, -100),
+            ChainName::NatPostrouting => (HookPoint::Postrouting, true, 100),
+            ChainName::FilterInput => (HookPoint::Input, false, 0),
+            ChainName::FilterForward => (HookPoint::Forward, false, 0),
+            ChainName::FilterOutput => (HookPoint::Output, false, 0),
+            _ => return None,
+        };
+        Some(Hook { point, nat, priority })
+    }
+}
+
+/// The kernel's name of the chain.
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = |shape| if shape == Shape::NodePort { "nodeport-" } else { "" };
+        let local = |pool| if pool == Pool::Local { "local-" } else { "" };
+        match *self {
+            ChainName::NatPrerouting => f.write_str("nat-prerouting"),
+            ChainName::NatOutput => f.write_str("nat-output"),
+            ChainName::NatPostrouting => f.write_str("nat-postrouting"),
+            ChainName::FilterInput => f.write_str("filter-input"),
+            ChainName::FilterForward => f.write_str("filter-forward"),
+            ChainName::FilterOutput => f.write_str("filter-output"),
+            ChainName::Services(Shape::Vip) => f.write_str("services"),
+            ChainName::Services(Shape::NodePort) => f.write_str("nodeports"),
+            ChainName::External(shape) => write!(f, "{}external", prefix(shape)),
+            ChainName::ExternalLocal(shape) => write!(f, "{}ext-local", prefix(shape)),
+            ChainName::Spread(shape, pool) => write!(f, "{}{}spread", prefix(shape), local(pool)),
+            ChainName::Balance(shape, pool, class) => {
+                write!(f, "{}{}lb-{}", prefix(shape), local(pool), class.slots())
+            }
+        }
+    }
+}
