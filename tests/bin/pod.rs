@@ -64,7 +64,7 @@ async fn main() -> Result<()> {
     let listeners = args.tcp.iter().map(|port| tcp_listener(*port)).collect::<Result<Vec<_>>>()?;
     let sockets = args.udp.iter().map(|port| udp_socket(*port)).collect::<Result<Vec<_>>>()?;
     let pod = Arc::new(Pod {
-        hostname: nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+        hostname: std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim_end().to_owned(),
         environment: std::env::vars().filter(|(name, _)| name != MARK).collect(),
         ready: AtomicBool::new(true),
         args,
@@ -125,7 +125,7 @@ async fn converse(stream: TcpStream, client: SocketAddr, pod: Arc<Pod>) -> Resul
     let mut start = [0; 8];
     let seen = timeout(SILENCE, stream.peek(&mut start)).await.unwrap_or(Ok(0))?;
     if !looks_like_http(&start[..seen]) {
-        return lines(stream, client, server, &pod).await;
+        return lines(stream, seen == 0, client, server, &pod).await;
     }
     let answer = |request: Request<Incoming>| {
         let response = pod.respond(&request, client, server);
@@ -142,14 +142,23 @@ fn looks_like_http(start: &[u8]) -> bool {
     METHODS.iter().any(|method| start.starts_with(method))
 }
 
-/// A banner at once, then an answer to each line.
-async fn lines(stream: TcpStream, client: SocketAddr, server: SocketAddr, pod: &Pod) -> Result<()> {
+/// A banner to whom waits for one, then an answer to each line.
+async fn lines(
+    stream: TcpStream,
+    banner: bool,
+    client: SocketAddr,
+    server: SocketAddr,
+    pod: &Pod,
+) -> Result<()> {
     let mut stream = BufReader::new(stream);
     let mut heard = String::new();
+    let mut speak = banner;
     loop {
-        let mut line = pod.answer(Protocol::Tcp, client, server, heard.trim_end()).to_line();
-        line.push('\n');
-        stream.get_mut().write_all(line.as_bytes()).await?;
+        if speak {
+            let line = pod.answer(Protocol::Tcp, client, server, heard.trim_end()).to_line() + "\n";
+            stream.get_mut().write_all(line.as_bytes()).await?;
+        }
+        speak = true;
         heard.clear();
         if stream.read_line(&mut heard).await? == 0 {
             return Ok(());

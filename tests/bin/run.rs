@@ -13,7 +13,7 @@ use clap::Parser;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{getppid, sethostname};
+use nix::unistd::getppid;
 
 #[derive(Debug, Parser)]
 enum Verb {
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
             setns(&file, CloneFlags::CLONE_NEWNET).context("entering the namespace: root only")?;
             if let Some(hostname) = hostname {
                 unshare(CloneFlags::CLONE_NEWUTS)?;
-                sethostname(hostname)?;
+                std::fs::write("/proc/sys/kernel/hostname", hostname).context("taking a host name")?;
             }
             let error = Command::new(&program[0]).args(&program[1..]).exec();
             Err(error).with_context(|| format!("starting {}", program[0].display()))

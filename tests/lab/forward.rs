@@ -22,7 +22,8 @@ impl Door {
     /// # Errors
     /// When no loopback port is free.
     pub async fn open(inside: Arc<Netns>, target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("opening a loopback port")?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("opening a loopback port")?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();

@@ -26,6 +26,6 @@ pub mod sweep;
 pub mod traffic;
 pub mod wait;
 
-mod lab;
+mod cluster;
 
-pub use lab::{Builder, Lab, Node, NodeProxy};
+pub use cluster::{Builder, Lab, Node, NodeProxy, ServiceView};

@@ -14,12 +14,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Where `ip netns` keeps its namespaces, so that a person can enter ours by name.
 const DIRECTORY: &str = "/run/netns";
 
-/// A namespace that ends with this value. Processes inside must be gone by then to free it.
+/// A namespace. The value that created it also ends it.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
     path: PathBuf,
     file: fs::File,
+    ours: bool,
 }
 
 impl Netns {
@@ -29,11 +30,29 @@ impl Netns {
     /// Without root, or when the name is taken.
     pub fn create(name: &str) -> Result<Arc<Self>> {
         run_ip(&["netns", "add", name], None).with_context(|| format!("creating the namespace {name}"))?;
+        let netns = Arc::new(Self::of_name(name, true)?);
+        netns.ip("link set lo up")?;
+        // Addresses count at once: nobody here can have the same one.
+        netns.sysctl(&[
+            ("ipv6/conf/all/accept_dad", "0"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/default/accept_ra", "0"),
+        ])?;
+        Ok(netns)
+    }
+
+    /// A namespace that another made, and will end.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn open(name: &str) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self::of_name(name, false)?))
+    }
+
+    fn of_name(name: &str, ours: bool) -> Result<Self> {
         let path = Path::new(DIRECTORY).join(name);
         let file = fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        let netns = Arc::new(Self { name: name.to_owned(), path, file });
-        netns.ip("link set lo up")?;
-        Ok(netns)
+        Ok(Self { name: name.to_owned(), path, file, ours })
     }
 
     pub fn name(&self) -> &str {
@@ -100,7 +119,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        delete(&self.name);
+        if self.ours {
+            delete(&self.name);
+        }
     }
 }
 
@@ -137,7 +158,8 @@ fn run_ip(arguments: &[&str], input: Option<&str>) -> Result<()> {
 }
 
 fn checked(output: io::Result<Output>, what: impl Fn() -> String) -> Result<String> {
-    let output = output.with_context(|| format!("starting {}: is it installed? run scripts/setup", what()))?;
+    let output =
+        output.with_context(|| format!("starting {}: is it installed? run scripts/setup", what()))?;
     ensure!(
         output.status.success(),
         "{} failed ({}): {}",

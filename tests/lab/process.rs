@@ -84,12 +84,14 @@ impl Program {
     pub async fn signal_and_await_restart(&self, signal: Signal) -> Result<()> {
         let before = self.state().starts;
         self.signal(signal)?;
-        wait::until(&format!("{} runs again after {signal}", self.name), Duration::from_secs(40), async || {
-            match self.state() {
+        wait::until(
+            &format!("{} runs again after {signal}", self.name),
+            Duration::from_secs(40),
+            async || match self.state() {
                 State { pid: Some(_), starts, .. } if starts > before => Ok(()),
                 state => bail!("{state:?}"),
-            }
-        })
+            },
+        )
         .await
     }
 

@@ -63,7 +63,8 @@ fn built_by_setup() -> Result<PathBuf> {
     let key: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let cache = match env::var_os("XDG_CACHE_HOME") {
         Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(env::var_os("HOME").context("neither HOME nor XDG_CACHE_HOME is set")?).join(".cache"),
+        None => PathBuf::from(env::var_os("HOME").context("neither HOME nor XDG_CACHE_HOME is set")?)
+            .join(".cache"),
     };
     Ok(cache.join("fairlead/kube").join(key))
 }

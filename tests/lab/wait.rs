@@ -1,6 +1,5 @@
 //! Waiting for a condition, never for a time.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
@@ -12,11 +11,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// After `deadline`, with `what` was waited for and what the last look saw.
-pub async fn until<T, F, Look>(what: &str, deadline: Duration, mut look: Look) -> Result<T>
-where
-    Look: FnMut() -> F,
-    F: Future<Output = Result<T>>,
-{
+pub async fn until<T>(what: &str, deadline: Duration, mut look: impl AsyncFnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     let mut seen = anyhow!("the first look did not come back");
     while let Some(left) = deadline.checked_sub(start.elapsed()) {

@@ -1,0 +1,77 @@
+//! The whole system on one machine.
+
+mod build;
+mod verbs;
+
+use anyhow::{Context, Result};
+use tokio::sync::OwnedSemaphorePermit;
+
+pub use build::Builder;
+pub use verbs::ServiceView;
+
+use crate::control_plane::ControlPlane;
+use crate::kubelet::Kubelet;
+use crate::network::{Host, Switch};
+use crate::process::Program;
+use crate::spawn::Spawner;
+use crate::sweep::Ground;
+use crate::traffic::Client;
+
+/// What makes Services work on the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeProxy {
+    /// Ours.
+    NodeAgent,
+    /// The real one, in nftables mode: the oracle for what ours must do.
+    KubeProxy,
+}
+
+/// A node of the cluster.
+#[derive(Debug)]
+pub struct Node {
+    pub host: Host,
+    /// What programs this node's Services.
+    pub proxy: Program,
+}
+
+/// A running laboratory. Dropping it removes everything from the machine.
+///
+/// The order of the fields is the order of the end: first what starts processes, last the ground.
+#[derive(Debug)]
+pub struct Lab {
+    _kubelet: Kubelet,
+    pub nodes: Vec<Node>,
+    pub control_plane: ControlPlane,
+    pub client_host: Host,
+    pub switch: Switch,
+    _spawner: Spawner,
+    ground: Ground,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Lab {
+    /// A lab to be built; `name` appears in the names of its namespaces.
+    pub fn builder(name: &str) -> Builder {
+        Builder::new(name)
+    }
+
+    pub fn id(&self) -> &str {
+        self.ground.id()
+    }
+
+    /// The person outside the cluster.
+    pub fn client(&self) -> Client {
+        Client::in_netns(self.client_host.netns.clone())
+    }
+
+    /// The node of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes
+            .iter()
+            .find(|node| node.host.name == name)
+            .with_context(|| format!("the lab has no {name}"))
+    }
+}
