@@ -18,7 +18,7 @@ use crate::election::Role;
 use crate::metal;
 use crate::metal::crds::{IPAddressPool, IPAddressPoolStatus};
 use crate::plan::Outcome;
-use crate::providers::{Providers, Work, Writers};
+use crate::providers::{Providers, Work};
 use crate::queue::Queue;
 use crate::run::State;
 
@@ -26,8 +26,8 @@ use crate::run::State;
 const METAL_JOBS: usize = 32;
 /// How long running jobs may take at the end.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How often pools are looked at for a change of their status.
-const POOL_STATUS_PERIOD: Duration = Duration::from_secs(1);
+/// How often hosts and pools are looked at for what is told of them.
+const REPORT_PERIOD: Duration = Duration::from_secs(1);
 
 type Job = (Provider, ServiceName);
 
@@ -49,12 +49,12 @@ impl<'a> Lead<'a> {
         term: u64,
         role: watch::Receiver<Role>,
     ) -> anyhow::Result<Lead<'a>> {
-        let writers = Writers::new(&client, &state.identity);
+        let writers = state.writers.clone();
         let metal = match &state.metal {
             Some(setup) => {
                 let known = (&*state.world, &state.classes, state.pools.parsed());
                 let provider = metal::Provider::begin(setup, client.clone(), term, role, known).await?;
-                tracing::info!(hosts = provider.host_count(), term, "metal is on");
+                tracing::info!(hosts = setup.endpoints.len(), term, "metal is on");
                 Some(Arc::new(provider))
             }
             None => None,
@@ -82,7 +82,7 @@ impl<'a> Lead<'a> {
 
     /// Works until cancelled, then lets running jobs end.
     pub(crate) async fn run(mut self, cancel: &CancellationToken) -> anyhow::Result<()> {
-        let mut pool_status = tokio::time::interval(POOL_STATUS_PERIOD);
+        let mut report = tokio::time::interval(REPORT_PERIOD);
         while !cancel.is_cancelled() {
             self.dispatch();
             if self.queue.first_pass_done() {
@@ -100,7 +100,7 @@ impl<'a> Lead<'a> {
                     }
                 }
                 () = sleep_until(retry) => {}
-                _ = pool_status.tick() => self.write_pool_statuses(),
+                _ = report.tick() => self.report_on_metal(),
             }
             self.take_changes();
         }
@@ -219,9 +219,12 @@ impl<'a> Lead<'a> {
         }
     }
 
-    /// Writes what pools show, where it differs; one run at a time.
-    fn write_pool_statuses(&mut self) {
+    /// Metrics of hosts and pools, and what pools show, where it differs; one write at a time.
+    fn report_on_metal(&mut self) {
         let Some(metal) = &self.providers.metal else { return };
+        for (host, up) in metal.reachable_hosts() {
+            self.state.metrics.balancer_host(&host, up);
+        }
         let mut differing = Vec::new();
         for (name, status) in metal.pool_statuses() {
             self.state.metrics.pool(&name, &status);

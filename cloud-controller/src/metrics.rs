@@ -19,6 +19,7 @@ pub struct Metrics {
     seconds: Family<ProviderLabels, Counter<f64, AtomicU64>>,
     pool_addresses: Family<PoolLabels, Gauge>,
     pool_in_use: Family<PoolLabels, Gauge>,
+    host_up: Family<HostLabels, Gauge>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,6 +36,11 @@ struct ProviderLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabels {
     pool: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HostLabels {
+    host: String,
 }
 
 impl Metrics {
@@ -58,6 +64,11 @@ impl Metrics {
             "IPv4 addresses of an IPAddressPool that Services hold",
             metrics.pool_in_use.clone(),
         );
+        registry.register(
+            "balancer_host_up",
+            "1 while a metal-lb host answers; only the leader asks",
+            metrics.host_up.clone(),
+        );
         metrics
     }
 
@@ -74,6 +85,10 @@ impl Metrics {
         let provider = provider.to_string();
         self.reconciles.get_or_create(&ReconcileLabels { provider: provider.clone(), outcome }).inc();
         self.seconds.get_or_create(&ProviderLabels { provider }).inc_by(seconds);
+    }
+
+    pub fn balancer_host(&self, host: &str, up: bool) {
+        self.host_up.get_or_create(&HostLabels { host: host.to_owned() }).set(up.into());
     }
 
     pub fn pool(&self, name: &str, status: &IPAddressPoolStatus) {

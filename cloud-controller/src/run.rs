@@ -13,7 +13,9 @@ use std::time::Duration;
 use anyhow::Context;
 use daemon::{Readiness, ReadyToken, Shutdown, Tasks};
 use kube::{Api, Client};
-use kube_watch::{Detail, Listing, Nodes, Source, WatchConfig, watch, watch_kind};
+use kube_watch::{
+    Detail, Listing, Nodes, Options, Source, WatchConfig, WatchMetrics, watch_kind, watch_with,
+};
 use prometheus_client::registry::Registry;
 use service_model::{Change, Kind, World};
 use tokio::sync::{mpsc, watch as watch_channel};
@@ -27,6 +29,7 @@ use crate::metal;
 use crate::metal::crds::IPAddressPool;
 use crate::metal::pools::Pools;
 use crate::metrics::Metrics;
+use crate::providers::Writers;
 
 /// How long everything together may take after the first signal.
 const DRAIN: Duration = Duration::from_secs(12);
@@ -42,7 +45,7 @@ pub(crate) struct State {
     pub(crate) pools: Pools,
     pub(crate) classes: Classes,
     pub(crate) metal: Option<metal::Setup>,
-    pub(crate) identity: String,
+    pub(crate) writers: Writers,
     pub(crate) metrics: Metrics,
     pub(crate) changes: Changes,
     ready: Option<ReadyToken>,
@@ -79,7 +82,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let client = kube_watch::client(cluster.kubeconfig.as_deref()).await?;
 
     let (readiness, mut registry) = (Readiness::default(), Registry::default());
-    let metrics = Metrics::register(&mut registry);
+    let (metrics, watch_metrics) = (Metrics::register(&mut registry), WatchMetrics::default());
+    watch_metrics.register(registry.sub_registry_with_prefix("fairlead_cloud_controller"));
+    daemon::metrics::register_process(&mut registry);
     let routes = daemon::http::standard_routes(readiness.clone(), Arc::new(Mutex::new(registry)));
     let server = daemon::http::Server::bind(metrics_listen, routes).await?;
 
@@ -87,7 +92,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn("probes and metrics", server.run(cancel.clone()));
     let (world_tx, world_rx) = mpsc::channel(CHANGES);
     let source = Source::Kube(client.clone());
-    tasks.spawn("watch", until(cancel.clone(), async move { watch(source, watch_config(), world_tx).await }));
+    let options = Options { metrics: watch_metrics, ..Options::default() };
+    let watching = watch_with(source, watch_config(), options, world_tx);
+    tasks.spawn("watch", until(cancel.clone(), watching));
     let (pools_tx, pools_rx) = mpsc::channel(CHANGES);
     if metal.is_some() {
         let pools = Api::<IPAddressPool>::all(client.clone());
@@ -120,7 +127,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         pools: Pools::default(),
         classes: cluster.classes(),
         metal,
-        identity,
+        writers: Writers::new(&client, &identity),
         metrics,
         changes: Changes { world: world_rx, pools: pools_rx },
         ready: Some(readiness.task("first-pass")),

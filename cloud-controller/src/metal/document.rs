@@ -76,17 +76,8 @@ impl Document {
         self.listeners.get(service)
     }
 
-    /// How many listeners the document has in all.
-    pub fn len(&self) -> usize {
-        self.listeners.values().map(|e| e.listeners.len()).sum()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub fn hosts(&self) -> &[Host] {
-        &self.hosts
+    pub fn has_nodes(&self) -> bool {
+        !self.nodes.is_empty()
     }
 
     /// Puts the Service's listeners in; no change, no generation.

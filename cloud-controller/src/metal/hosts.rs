@@ -138,6 +138,11 @@ impl Hosts {
         self.hosts.iter().map(of_host).collect::<Vec<_>>().join("; ")
     }
 
+    /// Which hosts answered when they were last asked.
+    pub fn reachable(&self) -> BTreeMap<String, bool> {
+        self.hosts.iter().map(|(n, h)| (n.clone(), h.contact.is_some() && h.error.is_none())).collect()
+    }
+
     /// Whether waiting will not help: no host can be reached.
     pub fn nobody_answers(&self) -> bool {
         self.hosts.values().all(|h| h.failures >= GIVE_UP_AFTER)

@@ -60,7 +60,16 @@ pub fn listeners(service: &Service, vip: IpAddr) -> (Vec<Listener>, Vec<Note>) {
             health: health.clone(),
         });
     }
-    if service.external_traffic_policy == TrafficPolicy::Local && !listeners.is_empty() {
+    if !listeners.is_empty() {
+        notes.extend(limits_of_nat(service));
+    }
+    (listeners, notes)
+}
+
+/// What the Service asks for and full address translation cannot give.
+fn limits_of_nat(service: &Service) -> Vec<Note> {
+    let mut notes = Vec::new();
+    if service.external_traffic_policy == TrafficPolicy::Local {
         notes.push(Note::warning(
             "ClientAddressNotKept",
             "externalTrafficPolicy is Local, and traffic goes only to nodes with a ready pod; the pods see the \
@@ -68,7 +77,20 @@ pub fn listeners(service: &Service, vip: IpAddr) -> (Vec<Listener>, Vec<Note>) {
              unless you want the shorter path",
         ));
     }
-    (listeners, notes)
+    if !service.source_ranges.is_empty() {
+        notes.push(Note::warning(
+            "SourceRangesNotServed",
+            "spec.loadBalancerSourceRanges is not enforced by metal-lb yet: every client can connect",
+        ));
+    }
+    if service.session_affinity.is_some() {
+        notes.push(Note::warning(
+            "AffinityNotKept",
+            "spec.sessionAffinity is ClientIP, and nodes see the balancer's address as the client's: each node \
+             sends all connections through the balancer to one pod. Use sessionAffinity None",
+        ));
+    }
+    notes
 }
 
 fn health(service: &Service) -> HealthCheck {
@@ -136,6 +158,14 @@ mod tests {
         let (lines, notes) = summary(&service);
         assert_eq!(lines, ["TCP 10.0.0.1:80 -> 30080 (32000/healthz)"]);
         assert_eq!(notes, ["ClientAddressNotKept"]);
+    }
+
+    #[test]
+    fn what_translation_cannot_give_is_said() {
+        let mut service = service(&[(Protocol::Tcp, 80, Some(30080))]);
+        service.source_ranges = vec!["10.0.0.0/8".parse().unwrap()];
+        service.session_affinity = Some(std::time::Duration::from_secs(10));
+        assert_eq!(summary(&service).1, ["SourceRangesNotServed", "AffinityNotKept"]);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Observed<'a> {
     pub held: Option<&'a Held>,
     /// A pool that offers the held address; `None` when every pool has dropped it.
     pub pool: Option<&'a str>,
+    /// Whether any node can take traffic.
+    pub has_nodes: bool,
     /// Its part of the newest document.
     pub entry: Option<&'a Entry>,
     /// The number of the next document, once there is a first.
@@ -152,6 +154,13 @@ pub fn serve(
     }
     let (listeners, notes) = listeners(service, ip);
     plan.notes.extend(notes);
+    if !observed.has_nodes {
+        plan.notes.push(Note::warning(
+            "NoNode",
+            "no node can take traffic: none has an InternalIP, or all are excluded by the label \
+             node.kubernetes.io/exclude-from-external-load-balancers",
+        ));
+    }
     let ingress = ingress(ip, &listeners);
     let configured = observed.entry.is_some_and(|e| e.listeners == listeners);
     if !configured {

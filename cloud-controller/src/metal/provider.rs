@@ -43,7 +43,7 @@ pub struct Provider {
     shared: Arc<Shared>,
     marks: Marks,
     /// Ends with the provider.
-    drivers: JoinSet<()>,
+    _drivers: JoinSet<()>,
 }
 
 /// Where the hosts probe one another (UDP).
@@ -94,7 +94,7 @@ impl Provider {
             adopt(tier, world, classes);
             tier.issue();
         });
-        Ok(Self { shared, marks: Marks::new(client), drivers })
+        Ok(Self { shared, marks: Marks::new(client), _drivers: drivers })
     }
 
     /// What would be done for a Service, in words.
@@ -144,9 +144,9 @@ impl Provider {
         self.shared.with(|tier| tier.pool_statuses())
     }
 
-    /// How many balancer hosts are driven.
-    pub fn host_count(&self) -> usize {
-        self.drivers.len()
+    /// Which balancer hosts answer.
+    pub fn reachable_hosts(&self) -> BTreeMap<String, bool> {
+        self.shared.with(|tier| tier.reachable())
     }
 
     async fn execute(&self, service: &Service, plan: Plan<Step>) -> Report {

@@ -241,6 +241,11 @@ impl Tier {
         Some((format!("{host} {rejection}"), self.document.service_at(&rejection.path)))
     }
 
+    /// Which hosts answer.
+    pub fn reachable(&self) -> BTreeMap<String, bool> {
+        self.hosts.reachable()
+    }
+
     /// Whether no host can be reached at all.
     pub fn nobody_answers(&self) -> bool {
         self.hosts.nobody_answers()
@@ -313,6 +318,7 @@ impl Tier {
         Observed {
             held,
             pool: held.and_then(|h| self.ipam.pool_of(h.ip)).map(|p| &*p.name),
+            has_nodes: self.document.has_nodes(),
             entry,
             next: self.document.next_generation(),
             programmed: entry.is_some_and(|e| self.hosts.programmed(&e.listeners, e.since)),
