@@ -4,10 +4,11 @@
 #include "../src/xdp/bpf.h"
 
 #define FRAME 64
+#define FIRST_CLIENT 0x0a000000 /* 10.0.0.0 */
 
 struct template {
 	u8 frame[FRAME];
-	u32 clients; /* not 0: each round is another client's */
+	u32 clients; /* how many take turns */
 	u32 round;
 };
 
@@ -38,8 +39,8 @@ int restore(struct xdp_md *ctx)
 	__builtin_memcpy(data, t->frame, FRAME);
 	if (t->clients) {
 		struct ipv4 *ip = data + sizeof(struct eth);
-		ip->source = htonl(0x0a000000 + t->round);
-		t->round += 1;
+		ip->source = htonl(FIRST_CLIENT + t->round);
+		t->round = t->round + 1 == t->clients ? 0 : t->round + 1;
 	}
 	bpf_tail_call(ctx, &next, 0);
 	return XDP_ABORTED;

@@ -4,6 +4,8 @@
 //! Each figure is the median (and range) of 9 runs of a million packets on one CPU, less what the
 //! same runs cost with an empty program.
 
+#![expect(clippy::print_stdout, reason = "an example's output")]
+
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -25,6 +27,8 @@ static RESTORE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/xdp_cost.o"));
 const ROUNDS: u32 = 1_000_000;
 const RUNS: usize = 9;
 const TARGETS: u8 = 200;
+/// More connections than the caches hold.
+const MANY: u32 = 50_000;
 const VIP: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 200);
 const HOST_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
@@ -36,15 +40,15 @@ fn main() -> anyhow::Result<()> {
     for plan in [plan_host(&desired, &backend.observe()?), plan(VIP, &desired, &backend.observe()?)] {
         plan.batches.iter().try_for_each(|batch| backend.apply(batch))?;
     }
-    let bench = Bench::new(&balancer)?;
+    let bench = Bench::new(&balancer, &backend)?;
 
     let client = SocketAddrV4::new(Ipv4Addr::new(172, 30, 0, 100), 40_000);
     let vip = SocketAddrV4::new(VIP, 80);
     println!("{ROUNDS} packets a run, {RUNS} runs, {TARGETS} targets; nanoseconds a packet");
     bench.print(
-        "TCP SYN, a new client each, table full of half-open flows",
+        "TCP SYN, a new client each, tables full of half-open flows",
         &Frame::tcp(client, vip, SYN),
-        true,
+        u32::MAX,
     )?;
 
     for (name, open, next) in [
@@ -56,25 +60,33 @@ fn main() -> anyhow::Result<()> {
             Frame { to: HOST_MAC, from: sent.to, source: sent.destination, destination: sent.source, ..sent };
         bench.forward(&Frame { flags: SYN | ACK, ..answer })?;
         bench.forward(&next)?;
-        bench.print(&format!("{name} established, client to target"), &next, false)?;
-        bench.print(
-            &format!("{name} established, target to client"),
-            &Frame { flags: ACK, ..answer },
-            false,
-        )?;
+        bench.print(&format!("{name} established, client to target"), &next, 0)?;
+        bench.print(&format!("{name} established, target to client"), &Frame { flags: ACK, ..answer }, 0)?;
     }
     let other = SocketAddrV4::new(Ipv4Addr::new(172, 30, 0, 9), 80);
-    bench.print("not for a VIP", &Frame::tcp(client, other, ACK), false)
+    bench.print("not for a VIP", &Frame::tcp(client, other, ACK), 0)?;
+
+    for n in 0..MANY {
+        let from = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + n), client.port());
+        let sent = bench.forward(&Frame::udp(from, vip))?;
+        bench.forward(&sent.answer(HOST_MAC))?;
+    }
+    bench.print(
+        &format!("UDP established, client to target, {MANY} connections in turn"),
+        &Frame::udp(client, vip),
+        MANY,
+    )
 }
 
 struct Bench<'a> {
     restore: Object,
     balancer: &'a Object,
+    backend: &'a XdpBackend,
 }
 
 impl<'a> Bench<'a> {
-    fn new(balancer: &'a Object) -> anyhow::Result<Self> {
-        Ok(Self { restore: ObjectBuilder::default().open_memory(RESTORE)?.load()?, balancer })
+    fn new(balancer: &'a Object, backend: &'a XdpBackend) -> anyhow::Result<Self> {
+        Ok(Self { restore: ObjectBuilder::default().open_memory(RESTORE)?.load()?, balancer, backend })
     }
 
     /// What one packet becomes; it must be sent on.
@@ -90,26 +102,32 @@ impl<'a> Bench<'a> {
         Ok(Frame::parse(output.data.context("no frame came out")?))
     }
 
-    fn print(&self, what: &str, frame: &Frame, clients: bool) -> anyhow::Result<()> {
+    fn print(&self, what: &str, frame: &Frame, clients: u32) -> anyhow::Result<()> {
         let balancer = object::program(self.balancer)?;
         let nothing = self.program("nothing")?;
         let mut costs = Vec::new();
+        let before: Vec<_> = self.backend.reasons()?.collect();
         for _ in 0..RUNS {
             costs.push(self.cost(&balancer, frame, clients)? - self.cost(&nothing, frame, clients)?);
         }
         costs.sort_by(f64::total_cmp);
         println!("{:6.1} ({:.1} to {:.1})  {what}", costs[RUNS / 2], costs[0], costs[RUNS - 1]);
+        for ((reason, now), (_, then)) in self.backend.reasons()?.zip(before) {
+            if now > then {
+                println!("        {} packets of these were dropped: {reason}", now - then);
+            }
+        }
         Ok(())
     }
 
     /// Nanoseconds a round, restoring the frame included.
-    fn cost(&self, next: &ProgramMut<'_>, frame: &Frame, clients: bool) -> anyhow::Result<f64> {
+    fn cost(&self, next: &ProgramMut<'_>, frame: &Frame, clients: u32) -> anyhow::Result<f64> {
         let zero = 0u32.to_ne_bytes();
         let fd = u32::try_from(next.as_fd().as_raw_fd())?;
         self.map("next")?.update(&zero, &fd.to_ne_bytes(), MapFlags::ANY)?;
         let mut packet = frame.build();
         packet.resize(64, 0);
-        let value = [&packet[..], &u32::from(clients).to_ne_bytes(), &0u32.to_ne_bytes()].concat();
+        let value = [&packet[..], &clients.to_ne_bytes(), &0u32.to_ne_bytes()].concat();
         self.map("template")?.update(&zero, &value, MapFlags::ANY)?;
         let input = ProgramInput { data_in: Some(&packet), repeat: ROUNDS, ..Default::default() };
         let duration = self.program("restore")?.test_run(input)?.duration;

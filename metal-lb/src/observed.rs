@@ -19,6 +19,15 @@ pub struct Observed {
     pub targets: BTreeMap<u32, ObservedTarget>,
     /// By number.
     pub tables: BTreeMap<u32, ObservedTable>,
+    /// What belongs to a listener, so that a plan costs its VIP alone.
+    index: BTreeMap<ListenerId, Numbers>,
+}
+
+/// The tables and targets of a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Numbers {
+    tables: BTreeSet<u32>,
+    targets: BTreeSet<u32>,
 }
 
 /// What belongs to the host and not to a VIP.
@@ -64,6 +73,35 @@ pub struct Refused {
 }
 
 impl Observed {
+    pub fn new(
+        host: Option<HostSettings>,
+        vips: BTreeMap<Ipv4Addr, bool>,
+        listeners: BTreeMap<ListenerId, ObservedListener>,
+        targets: BTreeMap<u32, ObservedTarget>,
+        tables: BTreeMap<u32, ObservedTable>,
+    ) -> Self {
+        let mut index: BTreeMap<ListenerId, Numbers> = BTreeMap::new();
+        for (id, target) in &targets {
+            index.entry(target.listener).or_default().targets.insert(*id);
+        }
+        for (number, table) in &tables {
+            index.entry(table.listener).or_default().tables.insert(*number);
+        }
+        Self { host, vips, listeners, targets, tables, index }
+    }
+
+    /// The targets of a VIP's listeners.
+    pub fn targets_of(&self, vip: Ipv4Addr) -> impl Iterator<Item = (u32, &ObservedTarget)> {
+        let numbers = self.index.range(ListenerId::all_of(vip)).flat_map(|(_, n)| &n.targets);
+        numbers.filter_map(|id| Some((*id, self.targets.get(id)?)))
+    }
+
+    /// The tables of a VIP's listeners.
+    pub fn tables_of(&self, vip: Ipv4Addr) -> impl Iterator<Item = (u32, &ObservedTable)> {
+        let numbers = self.index.range(ListenerId::all_of(vip)).flat_map(|(_, n)| &n.tables);
+        numbers.filter_map(|number| Some((*number, self.tables.get(number)?)))
+    }
+
     /// Takes one step, or says which rule it breaks.
     ///
     /// # Errors
@@ -74,18 +112,25 @@ impl Observed {
             Step::SetHost(host) => self.host = Some(*host),
             Step::SetTarget { id, target, .. } => {
                 self.targets.insert(*id, *target);
+                self.index.entry(target.listener).or_default().targets.insert(*id);
             }
             Step::RetireTarget { id } => {
                 self.targets.entry(*id).and_modify(|t| t.in_table = false);
             }
             Step::ForgetTarget { id } => {
-                self.targets.remove(id);
+                if let Some(target) = self.targets.remove(id) {
+                    self.unindex(target.listener, |numbers| numbers.targets.remove(id));
+                }
             }
             Step::SwapTable { table, listener, fingerprint, .. } => {
-                self.tables.insert(*table, ObservedTable { listener: *listener, fingerprint: *fingerprint });
+                let state = ObservedTable { listener: *listener, fingerprint: *fingerprint };
+                self.tables.insert(*table, state);
+                self.index.entry(*listener).or_default().tables.insert(*table);
             }
             Step::ClearTable { table } => {
-                self.tables.remove(table);
+                if let Some(state) = self.tables.remove(table) {
+                    self.unindex(state.listener, |numbers| numbers.tables.remove(table));
+                }
             }
             Step::SetListener { listener, table, idle } => {
                 self.listeners.insert(*listener, ObservedListener { table: *table, idle: *idle });
@@ -101,6 +146,14 @@ impl Observed {
             }
         }
         Ok(())
+    }
+
+    fn unindex(&mut self, listener: ListenerId, remove: impl FnOnce(&mut Numbers) -> bool) {
+        let Some(numbers) = self.index.get_mut(&listener) else { return };
+        remove(numbers);
+        if *numbers == Numbers::default() {
+            self.index.remove(&listener);
+        }
     }
 
     fn check(&self, step: &Step) -> Result<(), &'static str> {
@@ -143,10 +196,7 @@ impl Observed {
 
     /// Every address that has something programmed, to find what nobody wants any more.
     pub fn addresses(&self) -> BTreeSet<Ipv4Addr> {
-        let listeners = self.listeners.keys().copied();
-        let tables = self.tables.values().map(|t| t.listener);
-        let targets = self.targets.values().map(|t| t.listener);
-        let named = listeners.chain(tables).chain(targets).map(|l| l.vip);
+        let named = self.listeners.keys().chain(self.index.keys()).map(|l| l.vip);
         self.vips.keys().copied().chain(named).collect()
     }
 }

@@ -211,12 +211,10 @@ struct Ours {
 
 impl Ours {
     fn of(vip: Ipv4Addr, observed: &Observed) -> Self {
-        let tables = observed.tables.iter().filter(|(_, t)| t.listener.vip == vip);
-        let targets = observed.targets.iter().filter(|(_, t)| t.listener.vip == vip);
         Self {
             listeners: observed.listeners.range(ListenerId::all_of(vip)).map(|(k, v)| (*k, *v)).collect(),
-            tables: tables.map(|(n, t)| (*n, (t.listener, t.fingerprint))).collect(),
-            targets: targets.map(|(id, t)| (*id, *t)).collect(),
+            tables: observed.tables_of(vip).map(|(n, t)| (n, (t.listener, t.fingerprint))).collect(),
+            targets: observed.targets_of(vip).map(|(id, t)| (id, *t)).collect(),
         }
     }
 

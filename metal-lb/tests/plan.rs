@@ -136,7 +136,7 @@ fn when_ids_run_out_the_plan_says_which_target_it_leaves_out() {
     };
     let targets: BTreeMap<u32, ObservedTarget> =
         (1..65_536).filter(|id| *id != 77).map(|id| (id, taken)).collect();
-    let observed = Observed { targets, ..Observed::default() };
+    let observed = Observed::new(None, BTreeMap::new(), BTreeMap::new(), targets, BTreeMap::new());
     let wish = web(&[("node-1", 1), ("node-2", 2)]);
     let plan = metal_lb::plan::plan(Ipv4Addr::new(172, 30, 0, 200), &wish, &observed);
     let text = plan.to_string();

@@ -1,6 +1,8 @@
 //! Prints how long a table for 1000 targets takes: median, best and worst of 21 builds.
 //! `cargo run --release -p maglev --example build_time`
 
+#![expect(clippy::print_stdout, reason = "an example's output")]
+
 use std::time::Instant;
 
 use maglev::{Backend, TABLE_SLOTS, table};

@@ -151,13 +151,8 @@ impl Backend for XdpBackend {
             let fingerprint = u64::from(label.fingerprint_high) << 32 | u64::from(label.fingerprint_low);
             Some((number, ObservedTable { listener: listener_from_key(&label.listener)?, fingerprint }))
         });
-        Ok(Observed {
-            host: self.host()?,
-            vips: vips.collect(),
-            listeners,
-            targets: self.targets(Duration::from_secs(longest))?.into_iter().collect(),
-            tables: tables.collect(),
-        })
+        let targets = self.targets(Duration::from_secs(longest))?.into_iter().collect();
+        Ok(Observed::new(self.host()?, vips.collect(), listeners, targets, tables.collect()))
     }
 
     fn apply(&mut self, batch: &[Step]) -> anyhow::Result<()> {

@@ -21,8 +21,6 @@
 #define UDP_UNANSWERED_NS (5 * SECOND)
 #define SEEN_STEP_NS (SECOND / 4)
 #define PORT_TRIES 16
-/* Has no divisor in common with the size of a slice, 2^11 * 3. */
-#define PORT_STEP 947
 
 INLINE int is_closed(const struct connection *c)
 {
@@ -98,10 +96,13 @@ INLINE u32 choose_target(u32 index, u64 hash)
 }
 
 /* Takes a source port that no live connection to the target has, and enters the half-open
- * connection under it. Tries a few at random: the first that nobody had lately, else the one that
- * has rested longest. 0: none. */
-INLINE u16 take_source_port(const struct packet *p, struct tuple *tuple, const struct connection *new, u32 start)
+ * connection under it. Tries a few that the flow's hash picks: the first that nobody had lately, else
+ * the one that has rested longest. Every flow walks in steps of its own, or flows would pile up behind
+ * one another. 0: none. */
+INLINE u16 take_source_port(const struct packet *p, struct tuple *tuple, const struct connection *new, u64 hash)
 {
+	/* Odd, and a slice has 2^11 * 3 ports: the tries are all different. */
+	u32 start = (u32)(hash >> 40), step = (u32)(hash >> 20) | 1;
 	u16 fallback = 0;
 	u64 longest = SHORT_REST_NS;
 	u32 ports = p->host->ports;
@@ -109,7 +110,7 @@ INLINE u16 take_source_port(const struct packet *p, struct tuple *tuple, const s
 		return 0;
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < PORT_TRIES; i++) {
-		u16 port = htons(p->host->first_port + (start + i * PORT_STEP) % ports);
+		u16 port = htons(p->host->first_port + (start + i * step) % ports);
 		struct listener_key own = { .vip = tuple->vip, .port = port, .protocol = tuple->protocol };
 		if (bpf_map_lookup_elem(&listeners, &own))
 			continue;

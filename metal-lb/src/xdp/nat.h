@@ -67,7 +67,7 @@ INLINE int open_flow(struct packet *p, const struct flow_key *key, int owned)
 		.idle_s = listener->idle_s,
 	};
 	copy_mac(new.client_mac, p->eth->source);
-	flow.source_port = take_source_port(p, &tuple, &new, (u32)(hash >> 40));
+	flow.source_port = take_source_port(p, &tuple, &new, hash);
 	if (!flow.source_port)
 		return dropped(REASON_NO_SOURCE_PORT);
 	if (bpf_map_update_elem(&half_open_flows, key, &flow, BPF_ANY))

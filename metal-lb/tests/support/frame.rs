@@ -49,6 +49,11 @@ impl Frame {
         Self { protocol: 17, flags: 0, ..Self::tcp(source, destination, 0) }
     }
 
+    /// The node's answer to what it was sent.
+    pub fn answer(&self, to: Mac) -> Self {
+        Self { to, from: self.to, source: self.destination, destination: self.source, ttl: 64, ..*self }
+    }
+
     pub fn build(&self) -> Vec<u8> {
         // An odd length, so that the last byte of a checksum stands alone.
         let payload: &[u8] = b"hello";

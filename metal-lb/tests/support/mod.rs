@@ -140,15 +140,7 @@ pub fn forwarded(bench: &Bench, frame: Frame) -> Frame {
 
 /// The node's answer to what it was sent.
 pub fn answer(sent: &Frame, flags: u8) -> Frame {
-    Frame {
-        to: HOST_MAC,
-        from: sent.to,
-        source: sent.destination,
-        destination: sent.source,
-        flags,
-        ttl: 64,
-        ..*sent
-    }
+    Frame { flags, ..sent.answer(HOST_MAC) }
 }
 
 /// A handshake up to the client's ACK; what the node saw of the SYN.

@@ -82,10 +82,9 @@ pub fn any_desired() -> impl Strategy<Value = Desired> {
 }
 
 type Targets = BTreeMap<u8, (bool, u32)>;
+type Listeners = BTreeMap<(u8, bool, u16), (Targets, u16)>;
 
-fn wish_of(
-    (listeners, vips, slot): (BTreeMap<(u8, bool, u16), (Targets, u16)>, BTreeMap<u8, bool>, u8),
-) -> Desired {
+fn wish_of((listeners, vips, slot): (Listeners, BTreeMap<u8, bool>, u8)) -> Desired {
     let address = |n: u8| Ipv4Addr::new(172, 30, 0, 200 + n);
     let listener = |((vip, tcp, port), (targets, idle)): ((u8, bool, u16), (Targets, u16))| {
         let protocol = if tcp { NatProtocol::Tcp } else { NatProtocol::Udp };
