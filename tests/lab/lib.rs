@@ -13,6 +13,7 @@
 //! real one. Scenarios read like prose; every wait has a deadline and says what was seen instead.
 
 pub mod answer;
+pub mod aws;
 pub mod control_plane;
 pub mod forward;
 pub mod kubelet;
@@ -28,4 +29,4 @@ pub mod wait;
 
 mod cluster;
 
-pub use cluster::{Builder, Lab, Node, NodeProxy, ServiceView};
+pub use cluster::{Balancer, Builder, Lab, Node, NodeProxy, POOL, Provider, ServiceView, Tier};

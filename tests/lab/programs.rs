@@ -11,16 +11,18 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the lab lives in a folder of the workspace")
 }
 
-/// A program of this workspace, from the folder that the running test or demo was built into.
+/// A program of this workspace: from `FAIRLEAD_BIN`, or the folder that the running test or demo
+/// was built into.
 ///
 /// # Errors
 /// When it was not built.
 pub fn ours(name: &str) -> Result<PathBuf> {
     let myself = env::current_exe().context("finding the running program")?;
-    myself
-        .ancestors()
-        .skip(1)
-        .take(2)
+    let chosen = env::var_os("FAIRLEAD_BIN").map(PathBuf::from);
+    let built = myself.ancestors().skip(1).take(2).map(Path::to_owned);
+    chosen
+        .into_iter()
+        .chain(built)
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
         .with_context(|| format!("{name} is not built: run `cargo build --workspace --bins`"))

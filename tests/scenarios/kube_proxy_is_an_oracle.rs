@@ -4,13 +4,14 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use lab::{Lab, NodeProxy};
+use lab::{Lab, NodeProxy, Provider};
 
 const WEB: &str = include_str!("../fixtures/web-nodeport.yaml");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_work_with_the_real_kube_proxy() -> Result<()> {
-    let lab = Lab::builder("oracle").node_proxy(NodeProxy::KubeProxy).start().await?;
+    let lab =
+        Lab::builder("oracle").node_proxy(NodeProxy::KubeProxy).provider(Provider::None).start().await?;
     lab.apply(WEB).await?;
     let pods = lab.pods_ready("app=web", 2).await?;
     lab.endpoints_ready("web", 2).await?;

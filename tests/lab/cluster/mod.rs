@@ -1,14 +1,17 @@
 //! The whole system on one machine.
 
 mod build;
+mod metal;
 mod verbs;
 
 use anyhow::{Context, Result};
 use tokio::sync::OwnedSemaphorePermit;
 
 pub use build::Builder;
+pub use metal::{Balancer, POOL, Tier};
 pub use verbs::ServiceView;
 
+use crate::aws::Aws;
 use crate::control_plane::ControlPlane;
 use crate::kubelet::Kubelet;
 use crate::network::{Host, Switch};
@@ -26,6 +29,17 @@ pub enum NodeProxy {
     KubeProxy,
 }
 
+/// Who gives Services of type LoadBalancer their addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    /// Nobody.
+    None,
+    /// Two hosts with metal-lb, and cloud-controller with the metal class as its default.
+    Metal,
+    /// moto, and cloud-controller with the NLB class as its default.
+    Aws,
+}
+
 /// A node of the cluster.
 #[derive(Debug)]
 pub struct Node {
@@ -40,6 +54,12 @@ pub struct Node {
 #[derive(Debug)]
 pub struct Lab {
     _kubelet: Kubelet,
+    /// Absent without a provider.
+    pub controller: Option<Program>,
+    /// The balancer hosts, with the metal provider.
+    pub tier: Option<Tier>,
+    /// The cloud, with the AWS provider.
+    pub aws: Option<Aws>,
     pub nodes: Vec<Node>,
     pub control_plane: ControlPlane,
     pub client_host: Host,
@@ -62,6 +82,32 @@ impl Lab {
     /// The person outside the cluster.
     pub fn client(&self) -> Client {
         Client::in_netns(self.client_host.netns.clone())
+    }
+
+    /// The balancer host of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn balancer(&self, name: &str) -> Result<&Balancer> {
+        let balancers = self.tier.iter().flat_map(|tier| &tier.balancers);
+        balancers
+            .into_iter()
+            .find(|balancer| balancer.host.name == name)
+            .with_context(|| format!("the lab has no {name}"))
+    }
+
+    /// The one controller.
+    ///
+    /// # Errors
+    /// Without a provider.
+    pub fn controller(&self) -> Result<&Program> {
+        self.controller.as_ref().context("the lab has no provider, and so no cloud-controller")
+    }
+
+    /// Everything of ours that runs: the controller, the balancers, the nodes' agents.
+    pub fn programs(&self) -> impl Iterator<Item = &Program> {
+        let balancers = self.tier.iter().flat_map(|tier| &tier.balancers).map(|balancer| &balancer.program);
+        self.controller.iter().chain(balancers).chain(self.nodes.iter().map(|node| &node.proxy))
     }
 
     /// The node of that name.
