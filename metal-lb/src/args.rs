@@ -19,12 +19,14 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Serves VIPs in the foreground. Stopping it leaves the packet path running.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Checks a document and prints the path of the first mistake.
     Check {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Prints what a host does with every listener and target, and why.
+    State(StateArgs),
     /// Detaches the packet path and removes its maps: every connection ends.
     Cleanup(PathArgs),
     /// Attaches a program that passes everything: for the far end of a veth pair.
@@ -41,13 +43,27 @@ pub struct PathArgs {
     /// Where maps and the link are pinned.
     #[arg(long, default_value = "/sys/fs/bpf/fairlead")]
     pub bpf_dir: PathBuf,
-    /// Established connections that fit; fixed when the maps are first made.
-    #[arg(long, default_value_t = 262_144)]
-    pub max_connections: u32,
-    /// Where in the kernel the packet path runs: native is in the driver; generic works on any
-    /// interface, several times slower.
-    #[arg(long, value_enum, default_value_t = XdpMode::Native)]
-    pub xdp_mode: XdpMode,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct StateArgs {
+    /// HOST:PORT of a host's control API.
+    #[arg(long, default_value = "127.0.0.1:7443")]
+    pub endpoint: String,
+    /// PEM certificate that carries the host's --controller-name.
+    #[arg(long)]
+    pub tls_cert: PathBuf,
+    #[arg(long)]
+    pub tls_key: PathBuf,
+    /// PEM certificates of the authorities that the host's certificate may come from.
+    #[arg(long)]
+    pub tls_ca: PathBuf,
+    /// The name that the host's certificate must carry; the endpoint's without this.
+    #[arg(long)]
+    pub server_name: Option<String>,
+    /// As it is answered, instead of for people.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -72,6 +88,13 @@ pub struct RunArgs {
     pub name: String,
     #[command(flatten)]
     pub path: PathArgs,
+    /// Established connections that fit; fixed when the maps are first made.
+    #[arg(long, default_value_t = 262_144)]
+    pub max_connections: u32,
+    /// Where in the kernel the packet path runs: native is in the driver; generic works on any
+    /// interface, several times slower.
+    #[arg(long, value_enum, default_value_t = XdpMode::Native)]
+    pub xdp_mode: XdpMode,
     /// The control API.
     #[arg(long, default_value = "0.0.0.0:7443")]
     pub listen: SocketAddr,

@@ -1,125 +1,205 @@
-//! The link-layer addresses of the nodes, from the kernel's routes and neighbour table.
+//! How frames reach the nodes: from the kernel's routes and its neighbour table.
 //!
-//! The health probes keep the entries fresh: whoever is probed is resolved. A node behind a router
-//! is reached through the router's address.
+//! Events only say when to look again. The health probes keep the kernel's entries fresh; a node
+//! that has none yet is poked. A node behind a router is reached by the router's address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::Context;
-use futures::TryStreamExt;
+use anyhow::{Context, bail};
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{StreamExt, TryStreamExt};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute};
-use rtnetlink::{Handle, RouteMessageBuilder};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteType};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::desired::Mac;
 
-/// The table is read this often; one dump, however many nodes.
-const POLL: Duration = Duration::from_millis(200);
+/// Without an event, the kernel is asked this often all the same.
+const REREAD: Duration = Duration::from_secs(5);
+/// While a node has no link-layer address.
+const POKE: Duration = Duration::from_millis(500);
+/// Events come in bursts: one look is enough for those that follow within this time.
+const BURST: Duration = Duration::from_millis(10);
+/// The discard service (RFC 863): nobody has to listen there, the kernel resolves the address first.
+const DISCARD_PORT: u16 = 9;
+const GROUPS: [MulticastGroup; 4] =
+    [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Ifaddr];
 
 /// What the kernel knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Neighbours {
-    pub macs: BTreeMap<Ipv4Addr, Mac>,
+    pub next_hops: BTreeMap<Ipv4Addr, NextHop>,
     /// The interface has a link.
     pub carrier: bool,
 }
 
-/// Reports the nodes' addresses and the interface's carrier whenever they change.
+/// How an address is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextHop {
+    /// Frames go to this address. It stays when the kernel forgets it: health is decided elsewhere.
+    Mac(Mac),
+    Unresolved,
+    /// The route leaves by another interface.
+    Elsewhere,
+    /// The address is this host's own.
+    Local,
+    NoRoute,
+}
+
+/// Reports whenever something changed. `known`: what an earlier process had programmed.
 ///
 /// # Errors
-/// When no netlink socket can be opened.
+/// When no netlink socket can be opened, or the interface is gone or was made anew: the program
+/// has to be attached again.
 pub async fn run(
     interface: String,
-    nodes: watch::Receiver<BTreeSet<Ipv4Addr>>,
+    mut nodes: watch::Receiver<BTreeSet<Ipv4Addr>>,
+    known: BTreeMap<Ipv4Addr, Mac>,
     changes: mpsc::Sender<Neighbours>,
 ) -> anyhow::Result<()> {
-    let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
-    let connection = tokio::spawn(connection);
+    let (connection, handle, mut events) =
+        rtnetlink::new_multicast_connection(&GROUPS).context("opening a netlink socket")?;
+    let mut connections = JoinSet::new();
+    connections.spawn(connection);
+    let poker = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.context("opening a UDP socket")?;
+    let (index, _) = link(&handle, &interface).await?;
+    let mut reader = Reader { handle, interface, index, known };
     let mut told = None;
-    let mut ticks = tokio::time::interval(POLL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while !changes.is_closed() {
-        ticks.tick().await;
-        let wanted = nodes.borrow().clone();
-        match read(&handle, &interface, &wanted).await {
-            Ok(now) if told.as_ref() != Some(&now) => {
-                told = Some(now.clone());
-                if changes.send(now).await.is_err() {
-                    break;
+    loop {
+        let wanted = nodes.borrow_and_update().clone();
+        let now = reader.read(&wanted).await?;
+        let mut pause = REREAD;
+        for (address, _) in now.next_hops.iter().filter(|(_, hop)| **hop == NextHop::Unresolved) {
+            pause = POKE;
+            // Refused only while there is no route; then the next look says so.
+            let _refused = poker.send_to(&[], (*address, DISCARD_PORT)).await;
+        }
+        if told.as_ref() != Some(&now) {
+            told = Some(now.clone());
+            if changes.send(now).await.is_err() {
+                return Ok(());
+            }
+        }
+        tokio::select! {
+            () = changes.closed() => return Ok(()),
+            event = events.next() => {
+                event.context("the netlink socket has closed")?;
+                tokio::time::sleep(BURST).await;
+                drain(&mut events);
+            }
+            changed = nodes.changed() => if changed.is_err() { return Ok(()) },
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn drain<T>(events: &mut UnboundedReceiver<T>) {
+    while events.try_recv().is_ok() {}
+}
+
+struct Reader {
+    handle: Handle,
+    interface: String,
+    index: u32,
+    known: BTreeMap<Ipv4Addr, Mac>,
+}
+
+impl Reader {
+    async fn read(&mut self, wanted: &BTreeSet<Ipv4Addr>) -> anyhow::Result<Neighbours> {
+        let (index, carrier) = link(&self.handle, &self.interface).await?;
+        if index != self.index {
+            bail!("{} was made anew; starting again attaches the packet path to it", self.interface);
+        }
+        let table = self.table().await?;
+        let mut next_hops = BTreeMap::new();
+        for node in wanted {
+            let hop = match self.route(*node).await {
+                Route::OnLink(neighbour) => self.resolve(*node, table.get(&neighbour).copied()),
+                Route::Elsewhere => NextHop::Elsewhere,
+                Route::Local => NextHop::Local,
+                Route::None => NextHop::NoRoute,
+            };
+            next_hops.insert(*node, hop);
+        }
+        self.known.retain(|node, _| wanted.is_empty() || wanted.contains(node));
+        Ok(Neighbours { next_hops, carrier })
+    }
+
+    fn resolve(&mut self, node: Ipv4Addr, found: Option<Mac>) -> NextHop {
+        if let Some(mac) = found {
+            self.known.insert(node, mac);
+        }
+        self.known.get(&node).map_or(NextHop::Unresolved, |mac| NextHop::Mac(*mac))
+    }
+
+    /// The interface's resolved neighbours.
+    async fn table(&self) -> anyhow::Result<BTreeMap<Ipv4Addr, Mac>> {
+        let mut table = BTreeMap::new();
+        let mut entries = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        while let Some(entry) = entries.try_next().await.context("listing neighbours")? {
+            let unresolved = matches!(
+                entry.header.state,
+                NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None
+            );
+            if unresolved || entry.header.ifindex != self.index {
+                continue;
+            }
+            let (mut address, mut mac) = (None, None);
+            for attribute in entry.attributes {
+                match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(ip),
+                    NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(Mac),
+                    _ => {}
                 }
             }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "reading neighbours failed; trying again")
-            }
+            table.extend(address.zip(mac));
         }
+        Ok(table)
     }
-    connection.abort();
-    Ok(())
-}
 
-async fn read(handle: &Handle, interface: &str, wanted: &BTreeSet<Ipv4Addr>) -> anyhow::Result<Neighbours> {
-    let table = table(handle).await?;
-    let mut macs = BTreeMap::new();
-    for node in wanted {
-        let mac = match table.get(node) {
-            Some(mac) => Some(*mac),
-            None => match gateway(handle, *node).await {
-                Some(gateway) => table.get(&gateway).copied(),
-                None => None,
-            },
-        };
-        macs.extend(mac.map(|mac| (*node, mac)));
-    }
-    Ok(Neighbours { macs, carrier: has_carrier(handle, interface).await? })
-}
-
-async fn table(handle: &Handle) -> anyhow::Result<BTreeMap<Ipv4Addr, Mac>> {
-    let mut table = BTreeMap::new();
-    let mut entries =
-        handle.neighbours().get().set_address_family(netlink_packet_route::AddressFamily::Inet).execute();
-    while let Some(entry) = entries.try_next().await.context("listing neighbours")? {
-        if matches!(
-            entry.header.state,
-            NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None
-        ) {
-            continue;
-        }
-        let (mut address, mut mac) = (None, None);
-        for attribute in entry.attributes {
+    async fn route(&self, address: Ipv4Addr) -> Route {
+        // With a destination this is a look-up, not a dump.
+        let question = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+        let answer = self.handle.route().get(question).execute().try_next().await;
+        let Ok(Some(found)) = answer else { return Route::None };
+        let (mut gateway, mut interface) = (None, None);
+        for attribute in found.attributes {
             match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(ip),
-                NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(Mac),
+                RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some(ip),
+                RouteAttribute::Oif(index) => interface = Some(index),
                 _ => {}
             }
         }
-        table.extend(address.zip(mac));
+        match found.header.kind {
+            RouteType::Local => Route::Local,
+            RouteType::Unicast if interface == Some(self.index) => Route::OnLink(gateway.unwrap_or(address)),
+            RouteType::Unicast => Route::Elsewhere,
+            _ => Route::None,
+        }
     }
-    Ok(table)
 }
 
-/// The router on the way to an address; `None` where it is on the link, or unreachable.
-async fn gateway(handle: &Handle, address: Ipv4Addr) -> Option<Ipv4Addr> {
-    let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
-    let mut request = handle.route().get(route);
-    // A look-up, not a dump: the kernel's answer for this one destination.
-    request.message_mut().header.destination_prefix_length = 32;
-    let found = request.execute().try_next().await.ok()??;
-    found.attributes.into_iter().find_map(|a| match a {
-        RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(ip),
-        _ => None,
-    })
+/// What the kernel's routes say of an address.
+enum Route {
+    /// It is reached by this neighbour on our interface.
+    OnLink(Ipv4Addr),
+    Elsewhere,
+    Local,
+    None,
 }
 
-async fn has_carrier(handle: &Handle, interface: &str) -> anyhow::Result<bool> {
+/// The interface's index, and whether it has a link.
+async fn link(handle: &Handle, interface: &str) -> anyhow::Result<(u32, bool)> {
     let mut links = handle.link().get().match_name(interface.to_owned()).execute();
-    let link = links.try_next().await.context("reading the interface")?;
-    Ok(link.is_some_and(|l| {
-        let carrier = l.attributes.iter().any(|a| matches!(a, LinkAttribute::Carrier(1)));
-        carrier && l.header.flags.contains(LinkFlags::Up)
-    }))
+    let link = links.try_next().await.with_context(|| format!("reading the state of {interface}"))?;
+    let link = link.with_context(|| format!("there is no interface {interface}"))?;
+    let carrier = link.attributes.iter().any(|a| matches!(a, LinkAttribute::Carrier(1)));
+    Ok((link.header.index, carrier && link.header.flags.contains(LinkFlags::Up)))
 }

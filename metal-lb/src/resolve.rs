@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
 
 use metal_lb_api::{
     CURRENT_SCHEMA, Config, HostState, Listener, ListenerState, Node, TargetHealth, TargetState, VipState,
 };
 use sha2::{Digest, Sha256};
 
-use crate::desired::{Desired, DesiredListener, DesiredTarget, ListenerId, Mac};
-use crate::health::{Checks, Verdict};
+use crate::desired::{Desired, DesiredListener, DesiredTarget, ListenerId};
+use crate::health::{Check, Checks, Verdict};
 use crate::members::Ownership;
-use crate::neighbours::Neighbours;
+use crate::neighbours::{Neighbours, NextHop};
+use crate::observed::ObservedListener;
+
+const NO_IPV6: &str =
+    "IPv6 addresses are not served by this release's packet path: give the Service an IPv4 address";
 
 /// Everything that decides, at one moment.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +35,7 @@ pub struct Resolved {
 }
 
 /// The health checks that a document asks for.
-pub fn checks_of(config: &Config) -> BTreeSet<(IpAddr, metal_lb_api::HealthCheck)> {
+pub fn checks_of(config: &Config) -> BTreeSet<Check> {
     let nodes = nodes_by_name(config);
     let mut checks = BTreeSet::new();
     for listener in &config.listeners {
@@ -53,51 +56,83 @@ pub fn vips_of(config: &Config) -> BTreeSet<Ipv4Addr> {
     config.listeners.iter().filter_map(|l| as_ipv4(l.vip)).collect()
 }
 
+/// Decides everything anew. What the packet path then takes of it, [`Resolved::reflect`] says.
 pub fn resolve(inputs: &Inputs<'_>) -> Resolved {
     let nodes = nodes_by_name(inputs.config);
     let (mut desired, mut listeners) = (host_part(inputs), Vec::new());
     for vip in vips_of(inputs.config) {
-        desired
-            .vips
-            .insert(vip, inputs.owners.get(&vip).is_some_and(|o| o.owner.as_deref() == Some(inputs.host)));
+        let owner = inputs.owners.get(&vip).and_then(|o| o.owner.as_deref());
+        desired.vips.insert(vip, owner == Some(inputs.host));
     }
     for listener in &inputs.config.listeners {
         let targets = targets_of(inputs, listener, &nodes);
-        let Some(vip) = as_ipv4(listener.vip) else {
-            let why = "IPv6 addresses are not served by this release's packet path; give the Service an IPv4 address";
-            listeners.push(listener_state(
-                listener,
-                false,
-                why.into(),
-                targets.into_iter().map(|t| t.state).collect(),
-            ));
-            continue;
-        };
-        let in_table: BTreeMap<String, DesiredTarget> =
-            targets.iter().filter_map(|t| Some((t.state.node.clone(), t.desired.clone()?))).collect();
-        let why = match in_table.len() {
-            0 => "no target can take connections: they are dropped".to_owned(),
-            n => format!("{n} of {} targets take connections", targets.len()),
-        };
-        let id = ListenerId { vip, protocol: listener.protocol, port: listener.port };
-        let service = listener.service.clone();
-        desired.listeners.insert(id, DesiredListener { service, targets: in_table, ..Default::default() });
-        listeners.push(listener_state(listener, true, why, targets.into_iter().map(|t| t.state).collect()));
+        let mut why = NO_IPV6.to_owned();
+        if let Some(id) = listener_id(listener) {
+            let in_table: BTreeMap<String, DesiredTarget> =
+                targets.iter().filter_map(|t| Some((t.state.node.clone(), t.desired?))).collect();
+            why = match in_table.len() {
+                0 => "no target can take connections: new ones are dropped".to_owned(),
+                n => format!("{n} of {} targets take connections", targets.len()),
+            };
+            let service = listener.service.clone();
+            desired
+                .listeners
+                .insert(id, DesiredListener { service, targets: in_table, ..Default::default() });
+        }
+        listeners.push(ListenerState {
+            service: listener.service.clone(),
+            vip: listener.vip,
+            protocol: listener.protocol,
+            port: listener.port,
+            programmed: listener.vip.is_ipv4(),
+            why,
+            targets: targets.into_iter().map(|t| t.state).collect(),
+        });
     }
-    let vips = inputs.owners.iter().map(|(vip, o)| VipState {
-        vip: IpAddr::V4(*vip),
-        owner: o.owner.clone(),
-        why: o.why.clone(),
-    });
     let state = HostState {
         host: inputs.host.to_owned(),
         schemas: vec![CURRENT_SCHEMA],
         generation: Some(inputs.config.generation),
         owner: Some(inputs.config.owner.clone()),
-        vips: vips.collect(),
+        vips: vip_states(inputs),
         listeners,
     };
     Resolved { desired, state }
+}
+
+impl Resolved {
+    /// Corrects the state to what is programmed. `notes`: what plans left out, and why.
+    pub fn reflect(&mut self, programmed: &BTreeMap<ListenerId, ObservedListener>, notes: &[String]) {
+        for listener in self.state.listeners.iter_mut().filter(|l| l.programmed) {
+            let Some(vip) = as_ipv4(listener.vip) else { continue };
+            let id = ListenerId { vip, protocol: listener.protocol, port: listener.port };
+            let name = id.to_string();
+            let said =
+                notes.iter().filter(|n| n.strip_prefix(&*name).is_some_and(|rest| rest.starts_with(' ')));
+            let said: Vec<&str> = said.map(String::as_str).collect();
+            listener.programmed = programmed.contains_key(&id);
+            if !said.is_empty() {
+                listener.why = said.join("; ");
+            }
+        }
+    }
+}
+
+fn vip_states(inputs: &Inputs<'_>) -> Vec<VipState> {
+    let addresses: BTreeSet<IpAddr> = inputs.config.listeners.iter().map(|l| l.vip).collect();
+    let state = |vip: IpAddr| {
+        let Some(address) = as_ipv4(vip) else {
+            return VipState { vip, owner: None, why: NO_IPV6.to_owned() };
+        };
+        match inputs.owners.get(&address) {
+            Some(Ownership { owner, why }) => VipState { vip, owner: owner.clone(), why: why.clone() },
+            None => {
+                let why = format!("{} is not among the document's hosts: check --name", inputs.host);
+                VipState { vip, owner: None, why }
+            }
+        }
+    };
+    addresses.into_iter().map(state).collect()
 }
 
 /// What belongs to this host. The seed comes from the tier's secret: every host derives the same,
@@ -121,87 +156,99 @@ struct Target {
     desired: Option<DesiredTarget>,
 }
 
-/// A listener's targets. When every one that could take connections is unhealthy, all of them do:
-/// the check may be what is broken (fail open, as an NLB does).
+/// A listener's targets. Those that are known to be healthy get the connections; while none is,
+/// those that nobody has asked yet; and when all are unhealthy, all of them: the check may be what
+/// is broken (fail open, as an NLB does).
 fn targets_of(inputs: &Inputs<'_>, listener: &Listener, nodes: &BTreeMap<&str, &Node>) -> Vec<Target> {
-    let mut targets: Vec<Target> = Vec::new();
-    for node in members(inputs.config, nodes, listener) {
-        let Some(address) = ipv4_of(node) else { continue };
-        let check = inputs.checks.get(&(IpAddr::V4(address), listener.health.clone()));
-        let (verdict, reason) = check.cloned().unwrap_or((Verdict::Initial, Arc::from("not asked yet")));
-        let mac = inputs.neighbours.macs.get(&address).copied();
-        targets.push(target(node, address, listener.node_port, verdict, &reason, mac));
-    }
-    let could = |t: &&mut Target| t.state.health != TargetHealth::Draining && t.desired.is_some();
-    let healthy = |t: &Target| t.desired.is_some() && t.state.in_table;
-    if !targets.iter().any(healthy) {
-        for target in targets.iter_mut().filter(could) {
-            target.state.in_table = true;
-            target.state.why =
-                format!("{}; used all the same, because no target is healthy", target.state.why);
+    let members = members(inputs.config, nodes, listener);
+    let mut targets: Vec<Target> = members.map(|node| target(inputs, listener, node)).collect();
+    let usable = targets.iter().filter(|t| t.desired.is_some());
+    let best = usable.map(|t| t.state.health).min_by_key(|health| preference(*health));
+    for Target { state, desired } in &mut targets {
+        state.in_table = desired.is_some() && Some(state.health) == best;
+        if !state.in_table {
+            *desired = None;
+        } else if state.health == TargetHealth::Unhealthy {
+            state.why += "; used all the same, because no target is healthy";
         }
-    }
-    for target in targets.iter_mut().filter(|t| !t.state.in_table) {
-        target.desired = None;
     }
     targets
 }
 
-fn target(
-    node: &Node,
-    address: Ipv4Addr,
-    port: u16,
-    verdict: Verdict,
-    reason: &str,
-    mac: Option<Mac>,
-) -> Target {
+fn preference(health: TargetHealth) -> u8 {
+    match health {
+        TargetHealth::Healthy => 0,
+        TargetHealth::Initial => 1,
+        TargetHealth::Unhealthy => 2,
+        TargetHealth::Draining => 3,
+    }
+}
+
+/// `desired` is present when connections could go there, healthy or not.
+fn target(inputs: &Inputs<'_>, listener: &Listener, node: &Node) -> Target {
+    let port = listener.node_port;
+    let state = |address, health, why| TargetState {
+        node: node.name.clone(),
+        address,
+        port,
+        health,
+        in_table: false,
+        why,
+    };
+    let Some(ip) = ipv4_of(node) else {
+        let why = "the node has no IPv4 address, and the packet path serves IPv4 alone".to_owned();
+        return Target { state: state(node.addresses[0], TargetHealth::Initial, why), desired: None };
+    };
+    let address = IpAddr::V4(ip);
+    let check = inputs.checks.get(&(address, listener.health.clone()));
+    let (verdict, reason) =
+        check.map_or((Verdict::Initial, "not asked yet"), |(verdict, why)| (*verdict, &**why));
     let health = match verdict {
         _ if node.draining => TargetHealth::Draining,
         Verdict::Initial => TargetHealth::Initial,
         Verdict::Healthy => TargetHealth::Healthy,
         Verdict::Unhealthy => TargetHealth::Unhealthy,
     };
-    let (in_table, why) = match mac {
-        _ if node.draining => (false, "draining: existing connections go on".to_owned()),
-        None => {
-            (false, format!("{address} has no link-layer address yet: is the node up and on this network?"))
+    let next_hop = inputs.neighbours.next_hops.get(&ip).copied().unwrap_or(NextHop::Unresolved);
+    let unreachable =
+        |why: &str| Target { state: state(address, health, format!("{ip} {why}")), desired: None };
+    match next_hop {
+        _ if node.draining => {
+            let why = "draining: existing connections go on".to_owned();
+            Target { state: state(address, health, why), desired: None }
         }
-        Some(_) => (verdict.takes_connections(), reason.to_owned()),
-    };
-    let desired = mac.filter(|_| !node.draining).map(|mac| DesiredTarget {
-        address: SocketAddrV4::new(address, port),
-        mac: Some(mac),
-        weight: 1,
-    });
-    let state =
-        TargetState { node: node.name.clone(), address: IpAddr::V4(address), port, health, in_table, why };
-    Target { state, desired }
+        NextHop::Mac(mac) => {
+            let desired = DesiredTarget { address: SocketAddrV4::new(ip, port), mac: Some(mac), weight: 1 };
+            Target { state: state(address, health, reason.to_owned()), desired: Some(desired) }
+        }
+        NextHop::Unresolved => {
+            unreachable("has no link-layer address yet: is the node up and on this network?")
+        }
+        NextHop::Elsewhere => {
+            unreachable("is reached by another interface than --interface, which the packet path cannot use")
+        }
+        NextHop::Local => {
+            unreachable("is this host itself, and the packet path serves only other hosts so far")
+        }
+        NextHop::NoRoute => unreachable("has no route from this host"),
+    }
 }
 
-fn listener_state(
-    listener: &Listener,
-    programmed: bool,
-    why: String,
-    targets: Vec<TargetState>,
-) -> ListenerState {
-    ListenerState {
-        service: listener.service.clone(),
-        vip: listener.vip,
-        protocol: listener.protocol,
-        port: listener.port,
-        programmed,
-        why,
-        targets,
-    }
+fn listener_id(listener: &Listener) -> Option<ListenerId> {
+    Some(ListenerId { vip: as_ipv4(listener.vip)?, protocol: listener.protocol, port: listener.port })
 }
 
 fn nodes_by_name(config: &Config) -> BTreeMap<&str, &Node> {
     config.nodes.iter().map(|n| (n.name.as_str(), n)).collect()
 }
 
-fn members<'a>(config: &'a Config, nodes: &BTreeMap<&str, &'a Node>, listener: &Listener) -> Vec<&'a Node> {
+fn members<'a>(
+    config: &'a Config,
+    nodes: &BTreeMap<&str, &'a Node>,
+    listener: &Listener,
+) -> impl Iterator<Item = &'a Node> {
     let set = config.node_sets.iter().find(|s| s.name == listener.node_set);
-    set.into_iter().flat_map(|s| &s.nodes).filter_map(|name| nodes.get(name.as_str()).copied()).collect()
+    set.into_iter().flat_map(|s| &s.nodes).filter_map(|name| nodes.get(name.as_str()).copied())
 }
 
 fn ipv4_of(node: &Node) -> Option<Ipv4Addr> {

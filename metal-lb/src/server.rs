@@ -1,7 +1,7 @@
 //! The control API: `PUT /v1/config` and `GET /v1/state` over mutual TLS.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,19 +11,26 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metal_lb_api::{Config, HostState};
+use metal_lb_api::Config;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::Programmed;
 use crate::store::{Refusal, Store};
 use crate::tls::{TlsFiles, has_dns_name};
 
 /// A document of 10,000 listeners is about 2.5 MB.
 const MAX_DOCUMENT: usize = 64 << 20;
 const MAX_CONNECTIONS: usize = 32;
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the headers of a request, and for the silence between two requests on one connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+const SERVED: &str = "PUT /v1/config and GET /v1/state are served";
 
 /// What a request can reach.
 #[derive(Debug)]
@@ -33,7 +40,7 @@ pub struct Control {
     pub file: Option<String>,
     pub controller_name: String,
     pub accepted: watch::Sender<Option<Arc<Config>>>,
-    pub state: watch::Receiver<Arc<HostState>>,
+    pub programmed: watch::Receiver<Arc<Programmed>>,
 }
 
 /// Serves until cancelled.
@@ -47,31 +54,31 @@ pub async fn serve(
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await?;
         let stream = tokio::select! {
-            () = cancel.cancelled() => return Ok(()),
+            () = cancel.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "accepting a control connection failed; trying again");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(ACCEPT_RETRY).await;
                     continue;
                 }
             },
         };
-        let (acceptor, control, cancel) = (tls.acceptor()?, Arc::clone(&control), cancel.clone());
-        tokio::spawn(async move {
-            let ended = tokio::select! {
-                () = cancel.cancelled() => Ok(()),
-                ended = serve_connection(stream, acceptor, control) => ended,
-            };
-            if let Err(error) = ended {
+        let (acceptor, control) = (tls.acceptor()?, Arc::clone(&control));
+        connections.spawn(async move {
+            if let Err(error) = serve_connection(stream, acceptor, control).await {
                 tracing::debug!(error = format!("{error:#}"), "a control connection ended");
             }
             drop(slot);
         });
+        while connections.try_join_next().is_some() {}
     }
+    connections.shutdown().await;
+    Ok(())
 }
 
 async fn serve_connection(
@@ -86,10 +93,10 @@ async fn serve_connection(
         let control = Arc::clone(&control);
         async move {
             let response = if is_controller {
-                answer(&control, request).await
+                answer(control, request).await
             } else {
                 let expected = &control.controller_name;
-                message(StatusCode::FORBIDDEN, &format!("the client's certificate is not for {expected}"))
+                message(StatusCode::FORBIDDEN, &format!("the client's certificate is not for {expected:?}"))
             };
             Ok::<_, Infallible>(response)
         }
@@ -102,23 +109,27 @@ async fn serve_connection(
     Ok(())
 }
 
-async fn answer(control: &Control, request: Request<Incoming>) -> Response {
+async fn answer(control: Arc<Control>, request: Request<Incoming>) -> Response {
     match (request.method(), request.uri().path()) {
-        (&Method::PUT, "/v1/config") => match read_body(request.into_body()).await {
-            Ok(body) => put_config(control, &body),
-            Err(refusal) => refusal,
-        },
+        (&Method::PUT, "/v1/config") => {
+            let body = match tokio::time::timeout(BODY_TIMEOUT, read_body(request.into_body())).await {
+                Ok(Ok(body)) => body,
+                Ok(Err(refusal)) => return refusal,
+                Err(_) => return message(StatusCode::REQUEST_TIMEOUT, "the document did not arrive in time"),
+            };
+            // Reading a large document and syncing it to disk takes its time.
+            let put = tokio::task::spawn_blocking(move || put_config(&control, &body)).await;
+            put.unwrap_or_else(|error| message(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))
+        }
         (&Method::GET, "/v1/state") => {
-            let state = Arc::clone(&control.state.borrow());
-            match serde_json::to_vec(&*state) {
+            let programmed = Arc::clone(&control.programmed.borrow());
+            match serde_json::to_vec(&programmed.state) {
                 Ok(body) => json(StatusCode::OK, body),
                 Err(error) => message(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
             }
         }
-        (_, "/v1/config" | "/v1/state") => {
-            message(StatusCode::METHOD_NOT_ALLOWED, "PUT /v1/config and GET /v1/state are served")
-        }
-        _ => message(StatusCode::NOT_FOUND, "PUT /v1/config and GET /v1/state are served"),
+        (_, "/v1/config" | "/v1/state") => message(StatusCode::METHOD_NOT_ALLOWED, SERVED),
+        _ => message(StatusCode::NOT_FOUND, SERVED),
     }
 }
 
@@ -141,17 +152,26 @@ fn put_config(control: &Control, body: &[u8]) -> Response {
             return json(StatusCode::BAD_REQUEST, body.to_string());
         }
     };
+    // Documents are handed over in the order in which they are accepted.
+    let mut store = control.store.lock().unwrap_or_else(PoisonError::into_inner);
     let accepted = match &control.file {
         Some(file) => Err(Refusal::FileInForce(file.clone())),
-        None => crate::run::lock(&control.store).accept(config),
+        None => store.accept(config),
     };
     match accepted {
         Ok(config) => {
             let body = serde_json::json!({"generation": config.generation});
-            control.accepted.send_replace(Some(config));
+            control.accepted.send_if_modified(|present| {
+                let changed = present.as_ref() != Some(&config);
+                *present = Some(config);
+                changed
+            });
             json(StatusCode::OK, body.to_string())
         }
-        Err(Refusal::Disk(error)) => message(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}")),
+        Err(Refusal::Disk(error)) => {
+            tracing::error!(error = format!("{error:#}"), "a document could not be kept and is refused");
+            message(StatusCode::INTERNAL_SERVER_ERROR, &format!("keeping the document failed: {error:#}"))
+        }
         Err(refusal) => {
             let current = control.accepted.borrow().as_ref().map(|c| c.generation);
             let body = serde_json::json!({"message": refusal.to_string(), "generation": current});

@@ -1,4 +1,4 @@
-//! Mutual TLS for the control API, from files that may change under way.
+//! Mutual TLS for the control API, both ends, from files that may change under way.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
@@ -67,23 +67,30 @@ impl TlsFiles {
 
     fn read(&self) -> anyhow::Result<TlsAcceptor> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        for authority in certificates(&self.client_ca)? {
-            roots
-                .add(authority)
-                .with_context(|| format!("{} holds a bad certificate", self.client_ca.display()))?;
-        }
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
-        let key = PrivateKeyDer::from_pem_file(&self.key)
-            .with_context(|| format!("{} holds no PEM private key", self.key.display()))?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(
+            Arc::new(authorities(&self.client_ca)?),
+            Arc::clone(&provider),
+        )
+        .build()?;
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(certificates(&self.certificate)?, key)
+            .with_single_cert(certificates(&self.certificate)?, private_key(&self.key)?)
             .with_context(|| format!("{} and its key do not fit", self.certificate.display()))?;
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
+}
+
+/// The other end: a client that shows a certificate and trusts these authorities alone.
+///
+/// # Errors
+/// When a file is missing or does not fit; the message names it.
+pub fn client_config(certificate: &Path, key: &Path, authority: &Path) -> anyhow::Result<ClientConfig> {
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(authorities(authority)?)
+        .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
+        .with_context(|| format!("{} and its key do not fit", certificate.display()))
 }
 
 /// Whether a certificate carries the DNS name among its subject alternative names.
@@ -91,6 +98,18 @@ pub fn has_dns_name(certificate: &CertificateDer<'_>, name: &str) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
     let Ok(Some(names)) = parsed.subject_alternative_name() else { return false };
     names.value.general_names.iter().any(|n| matches!(n, GeneralName::DNSName(dns) if *dns == name))
+}
+
+fn authorities(path: &Path) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).with_context(|| format!("{} holds a bad certificate", path.display()))?;
+    }
+    Ok(roots)
+}
+
+fn private_key(path: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(path).with_context(|| format!("{} holds no PEM private key", path.display()))
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {

@@ -7,7 +7,7 @@ const RISE: u32 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Verdict {
-    /// Not asked yet: counts as healthy, so that a new Service does not wait for a probe.
+    /// Not asked yet: used while nobody is known to be healthy, so that a new Service does not wait.
     #[default]
     Initial,
     Healthy,
@@ -41,12 +41,12 @@ impl Machine {
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
-}
 
-impl Verdict {
-    /// Initial counts: nothing speaks against the node yet.
-    pub fn takes_connections(self) -> bool {
-        self != Verdict::Unhealthy
+    /// How many results in a row speak against the verdict, and how many change it; `None` when the
+    /// last one agreed.
+    pub fn against(&self) -> Option<(u32, u32)> {
+        let needed = if self.verdict == Verdict::Healthy { FALL } else { RISE };
+        (self.against > 0).then_some((self.against, needed))
     }
 }
 

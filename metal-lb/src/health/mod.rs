@@ -5,4 +5,4 @@ mod machine;
 mod prober;
 
 pub use machine::{Machine, Verdict};
-pub use prober::{Checks, HealthReport, Probers};
+pub use prober::{Check, Checks, HealthReport, run};

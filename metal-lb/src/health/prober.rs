@@ -8,59 +8,61 @@ use std::time::Duration;
 use metal_lb_api::HealthCheck;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::{Machine, Verdict};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// New checks begin in as many groups, so that a thousand nodes are not asked at once.
+const GROUPS: usize = 16;
+/// Between the first and the last group.
+const SPREAD: Duration = Duration::from_millis(250);
 
 /// A node's address and what is asked of it.
-pub(super) type Check = (IpAddr, HealthCheck);
+pub type Check = (IpAddr, HealthCheck);
 
 /// The last verdict of every check, with its reason in words.
 pub type Checks = BTreeMap<Check, (Verdict, Arc<str>)>;
 
 /// A verdict or its reason changed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthReport {
     pub check: Check,
     pub verdict: Verdict,
     pub why: Arc<str>,
 }
 
-/// The running probes.
-#[derive(Debug)]
-pub struct Probers {
-    running: BTreeMap<Check, tokio::task::AbortHandle>,
-    tasks: JoinSet<()>,
+/// Runs the wanted checks until either end is gone.
+///
+/// # Errors
+/// None: a probe that fails is a result.
+pub async fn run(
+    mut wanted: watch::Receiver<BTreeSet<Check>>,
     reports: mpsc::Sender<HealthReport>,
-}
-
-impl Probers {
-    pub fn new(reports: mpsc::Sender<HealthReport>) -> Self {
-        Self { running: BTreeMap::new(), tasks: JoinSet::new(), reports }
-    }
-
-    /// Starts what is wanted and does not run; stops the rest.
-    pub fn set(&mut self, wanted: &BTreeSet<Check>) {
-        self.running.retain(|check, task| {
-            let keep = wanted.contains(check);
+) -> anyhow::Result<()> {
+    let mut running: BTreeMap<Check, AbortHandle> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        running.retain(|check, task| {
+            let keep = now.contains(check);
             if !keep {
                 task.abort();
             }
             keep
         });
-        for (position, check) in wanted.iter().enumerate() {
-            if !self.running.contains_key(check) {
-                // Spread over the interval, so that a thousand nodes are not asked at once.
-                let delay = INTERVAL.mul_f64((position % 16) as f64 / 16.0) / 4;
-                let task = self.tasks.spawn(probe_forever(check.clone(), delay, self.reports.clone()));
-                self.running.insert(check.clone(), task);
-            }
+        let new = now.into_iter().filter(|check| !running.contains_key(check)).collect::<Vec<_>>();
+        for (position, check) in new.into_iter().enumerate() {
+            let delay = SPREAD.mul_f64((position % GROUPS) as f64 / GROUPS as f64);
+            running.insert(check.clone(), tasks.spawn(probe_forever(check, delay, reports.clone())));
         }
-        while self.tasks.try_join_next().is_some() {}
+        while tasks.try_join_next().is_some() {}
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return Ok(()) },
+            () = reports.closed() => return Ok(()),
+        }
     }
 }
 
@@ -79,17 +81,26 @@ async fn probe_forever(check: Check, delay: Duration, reports: mpsc::Sender<Heal
             Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
         };
         let verdict = machine.result(result.is_ok());
-        let url = format!("http://{}{}", SocketAddr::new(check.0, check.1.port), check.1.path);
-        let why: Arc<str> = match result {
-            Ok(()) => format!("{url} answered 200").into(),
-            Err(error) => format!("{url}: {error}").into(),
-        };
+        let why: Arc<str> = reason(&check, &result, &machine).into();
         if told.as_ref() != Some(&(verdict, Arc::clone(&why))) {
             told = Some((verdict, Arc::clone(&why)));
             if reports.send(HealthReport { check: check.clone(), verdict, why }).await.is_err() {
                 return;
             }
         }
+    }
+}
+
+/// The last result in words, and how far it is from changing the verdict.
+fn reason((address, check): &Check, result: &Result<(), String>, machine: &Machine) -> String {
+    let url = format!("http://{}{}", SocketAddr::new(*address, check.port), check.path);
+    let last = match result {
+        Ok(()) => format!("{url} answered 200"),
+        Err(error) => format!("{url}: {error}"),
+    };
+    match machine.against() {
+        None => last,
+        Some((so_far, needed)) => format!("{last} ({so_far} of {needed} that change the verdict)"),
     }
 }
 
@@ -105,7 +116,95 @@ async fn ask((address, check): &Check) -> std::io::Result<u16> {
             break;
         }
     }
-    let status = head.get(9..12).and_then(|s| std::str::from_utf8(s).ok()).and_then(|s| s.parse().ok());
-    let answer = status.filter(|_| head.starts_with(b"HTTP/1."));
-    answer.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, "the answer is not HTTP"))
+    status(&head)
+        .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, "the answer is not HTTP"))
+}
+
+/// `HTTP/1.1 200 …` (RFC 9112 §4).
+fn status(head: &[u8]) -> Option<u16> {
+    let digits = head.strip_prefix(b"HTTP/1.")?.get(2..5)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn only_an_http_status_line_is_an_answer() {
+        let table: &[(&[u8], Option<u16>)] = &[
+            (b"HTTP/1.1 200 OK\r\n", Some(200)),
+            (b"HTTP/1.0 503", Some(503)),
+            (b"HTTP/1.1 2", None),
+            (b"HTTP/1.1 abc", None),
+            (b"SSH-2.0-Open", None),
+            (b"", None),
+        ];
+        for (head, expected) in table {
+            assert_eq!(status(head), *expected, "{}", String::from_utf8_lossy(head));
+        }
+    }
+
+    /// A server that answers each connection with the next of these, and the last one for ever.
+    async fn server(answers: &'static [&'static str]) -> (Check, JoinSet<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut left = answers.iter();
+            let mut answer = "";
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                answer = left.next().unwrap_or(&answer);
+                let mut request = [0; 256];
+                let _length = stream.read(&mut request).await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let check = HealthCheck { port, path: "/healthz".into() };
+        ((IpAddr::V4(Ipv4Addr::LOCALHOST), check), tasks)
+    }
+
+    #[tokio::test]
+    async fn a_check_is_reported_when_it_changes_and_no_more_once_it_is_not_wanted() {
+        let (check, _server) = server(&["HTTP/1.1 503 no\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"]).await;
+        let (wanted_tx, wanted) = watch::channel(BTreeSet::from([check.clone()]));
+        let (reports_tx, mut reports) = mpsc::channel(16);
+        let task = tokio::spawn(run(wanted, reports_tx));
+        let mut told = Vec::new();
+        while told.last().is_none_or(|r: &HealthReport| r.verdict != Verdict::Healthy) {
+            let report = tokio::time::timeout(DEADLINE, reports.recv()).await.expect("a report").unwrap();
+            assert_eq!(report.check, check);
+            told.push(report);
+        }
+        let whys: Vec<&str> = told.iter().map(|r| r.why.rsplit("/healthz").next().unwrap()).collect();
+        assert_eq!(
+            whys,
+            [": answered 503", " answered 200 (1 of 2 that change the verdict)", " answered 200"]
+        );
+
+        drop(wanted_tx);
+        tokio::time::timeout(DEADLINE, task).await.expect("it ends").unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_a_reason_not_a_crash() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let check = (IpAddr::V4(Ipv4Addr::LOCALHOST), HealthCheck { port, path: "/healthz".into() });
+        let (_wanted, wanted) = watch::channel(BTreeSet::from([check]));
+        let (reports_tx, mut reports) = mpsc::channel(16);
+        let task = tokio::spawn(run(wanted, reports_tx));
+        let report = tokio::time::timeout(DEADLINE, reports.recv()).await.expect("a report").unwrap();
+        assert_eq!(report.verdict, Verdict::Unhealthy);
+        assert!(report.why.contains("refused"), "{}", report.why);
+        task.abort();
+    }
 }

@@ -3,13 +3,13 @@
 mod arp;
 mod schedule;
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use tokio::sync::watch;
 
 use crate::desired::Mac;
+use crate::members::Standing;
+use crate::metrics::Events;
 use crate::xdp::frames::FrameSocket;
 use schedule::Schedule;
 
@@ -20,22 +20,24 @@ use schedule::Schedule;
 pub async fn run(
     interface: String,
     mac: Mac,
-    mut owned: watch::Receiver<BTreeSet<Ipv4Addr>>,
+    mut standing: watch::Receiver<Standing>,
+    events: Events,
 ) -> anyhow::Result<()> {
     let socket = FrameSocket::open(&interface)?;
     let (start, mut schedule) = (Instant::now(), Schedule::default());
     loop {
-        schedule.set_owned(&owned.borrow_and_update(), start.elapsed());
+        schedule.set_owned(&standing.borrow_and_update().claims, start.elapsed());
         for vip in schedule.due(start.elapsed()) {
             for frame in arp::gratuitous(vip, mac) {
-                if let Err(error) = socket.send(&frame) {
-                    tracing::warn!(%error, %vip, "announcing failed; it is repeated");
+                match socket.send(&frame) {
+                    Ok(()) => events.gratuitous_sent(vip),
+                    Err(error) => tracing::warn!(%error, %vip, "announcing failed; it is repeated"),
                 }
             }
         }
         let pause = schedule.next().map(|at| at.saturating_sub(start.elapsed()));
         tokio::select! {
-            changed = owned.changed() => if changed.is_err() { return Ok(()) },
+            changed = standing.changed() => if changed.is_err() { return Ok(()) },
             () = async {
                 match pause {
                     Some(pause) => tokio::time::sleep(pause).await,

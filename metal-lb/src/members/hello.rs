@@ -1,15 +1,15 @@
-//! What a control process tells its peers: the VIPs it owns, authenticated by the tier's key.
+//! What a control process tells its peers: the document it runs and the VIPs it owns,
+//! authenticated by the tier's key.
 //!
 //! ```text
-//! JSON {"host","boot","sequence","owned"} ‖ HMAC-SHA256 (RFC 2104) of it
+//! JSON {"host","boot","sequence","generation","owned"} ‖ HMAC-SHA256 (RFC 2104) of it
 //! ```
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
-
-use metal_lb_api::MemberKey;
+use metal_lb_api::{Generation, MemberKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use super::Claims;
 
 const TAG: usize = 32;
 const BLOCK: usize = 64;
@@ -21,7 +21,9 @@ pub struct Hello {
     pub boot: u64,
     /// Grows with every hello: an old one cannot be replayed.
     pub sequence: u64,
-    pub owned: BTreeSet<Ipv4Addr>,
+    /// Of the document that is programmed.
+    pub generation: Generation,
+    pub owned: Claims,
 }
 
 impl Hello {
@@ -73,8 +75,9 @@ mod tests {
     #[test]
     fn only_a_holder_of_the_key_is_heard() {
         let (key, other) = (MemberKey::new([7; 32]), MemberKey::new([8; 32]));
-        let owned = BTreeSet::from([Ipv4Addr::new(10, 0, 0, 1)]);
-        let hello = Hello { host: "lb-1".into(), boot: 1, sequence: 2, owned };
+        let owned = [(std::net::Ipv4Addr::new(10, 0, 0, 1), 3)].into();
+        let generation = Generation { term: 1, counter: 7 };
+        let hello = Hello { host: "lb-1".into(), boot: 1, sequence: 2, generation, owned };
         let sealed = hello.seal(&key);
         assert_eq!(Hello::open(&sealed, &key), Some(hello));
         assert_eq!(Hello::open(&sealed, &other), None);

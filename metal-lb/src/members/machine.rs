@@ -4,14 +4,17 @@
 //! * A host is lost when its XDP program leaves three probes unanswered. Its VIPs move at once.
 //! * A host whose program answers but whose control process has been silent for ten seconds is
 //!   forwarding on stale tables: its VIPs move too. A restart takes less.
+//! * A host that has missed newer documents for ten seconds owns nothing.
 //! * A free VIP goes to the live host that ranks highest for it and is not over its fair share.
-//! * If two hosts claim one VIP (a healed partition), the lower rank yields.
+//! * If two hosts claim one VIP (a healed partition), the lower rank yields. A claim that was only
+//!   resumed from the maps of an earlier process yields to any other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use metal_lb_api::Generation;
 use siphasher::sip::SipHasher13;
 
 /// Peers are probed this often.
@@ -22,6 +25,10 @@ const HOST_LOST: Duration = Duration::from_millis(350);
 const CONTROL_LOST: Duration = Duration::from_secs(10);
 /// A host that starts listens for this long before it claims anything.
 const LISTEN_FIRST: Duration = Duration::from_millis(800);
+/// How long a host may run an older document than another before it is given no more VIPs…
+const CATCH_UP: Duration = Duration::from_secs(1);
+/// … and before it owns none.
+const LEFT_BEHIND: Duration = Duration::from_secs(10);
 
 /// Who owns a VIP, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,22 +37,37 @@ pub struct Ownership {
     pub why: String,
 }
 
+/// The VIPs of one host, each with the number of the claim: a new number is announced anew.
+/// [`RESUMED`] claims are not announced.
+pub type Claims = BTreeMap<Ipv4Addr, u64>;
+
+/// The number of a claim that an earlier process of the host made. It yields to any other, until
+/// the new process has listened for peers.
+pub const RESUMED: u64 = 0;
+
 /// One host's view of the tier. Times are since any fixed instant.
 #[derive(Debug)]
 pub struct Members {
     name: String,
-    started: Duration,
+    listening_since: Duration,
     carrier: bool,
     vips: BTreeSet<Ipv4Addr>,
-    mine: BTreeSet<Ipv4Addr>,
+    generation: Generation,
+    mine: Claims,
+    claims_made: u64,
     peers: BTreeMap<String, Peer>,
+    /// A peer has come, or come back: switches may have learned its port for what is ours.
+    greeted: bool,
+    /// The newest document that a live host runs, and since when.
+    newest: (Generation, Duration),
 }
 
 #[derive(Debug, Default)]
 struct Peer {
     answered: Option<Duration>,
     control_seen: Option<Duration>,
-    claims: BTreeSet<Ipv4Addr>,
+    /// Its last hello since it was heard again.
+    said: Option<(Generation, Claims)>,
 }
 
 impl Members {
@@ -53,25 +75,35 @@ impl Members {
     pub fn new(name: &str, resumed: BTreeSet<Ipv4Addr>, now: Duration) -> Self {
         Self {
             name: name.to_owned(),
-            started: now,
+            listening_since: now,
             carrier: true,
             vips: resumed.clone(),
-            mine: resumed,
+            generation: Generation::default(),
+            mine: resumed.into_iter().map(|vip| (vip, RESUMED)).collect(),
+            claims_made: 0,
             peers: BTreeMap::new(),
+            greeted: false,
+            newest: (Generation::default(), now),
         }
     }
 
-    /// The document's VIPs and the other hosts' names.
-    pub fn set_document(&mut self, vips: BTreeSet<Ipv4Addr>, peers: &BTreeSet<String>) {
-        self.mine.retain(|vip| vips.contains(vip));
+    /// The document's VIPs, and the names of the tier's hosts.
+    pub fn set_document(
+        &mut self,
+        generation: Generation,
+        vips: BTreeSet<Ipv4Addr>,
+        hosts: &BTreeSet<String>,
+    ) {
+        self.generation = generation;
+        self.mine.retain(|vip, _| vips.contains(vip));
         self.vips = vips;
-        self.peers.retain(|name, _| peers.contains(name));
-        for name in peers.iter().filter(|n| **n != self.name) {
+        self.peers.retain(|name, _| hosts.contains(name));
+        for name in hosts.iter().filter(|n| **n != self.name) {
             self.peers.entry(name.clone()).or_default();
         }
     }
 
-    /// The peer's XDP program answered a probe; its control process was `age` old then.
+    /// The peer's XDP program answered a probe; its control process last beat `age` before.
     pub fn on_answer(&mut self, peer: &str, age: Duration, now: Duration) {
         if let Some(peer) = self.peers.get_mut(peer) {
             peer.answered = Some(now);
@@ -79,24 +111,31 @@ impl Members {
         }
     }
 
-    /// The peer's control process says what it owns.
-    pub fn on_hello(&mut self, peer: &str, claims: BTreeSet<Ipv4Addr>, now: Duration) {
+    /// The peer's control process says which document it runs and what it owns.
+    pub fn on_hello(&mut self, peer: &str, generation: Generation, claims: Claims, now: Duration) {
         if let Some(peer) = self.peers.get_mut(peer) {
             peer.control_seen = Some(now);
-            peer.claims = claims;
+            self.greeted |= peer.said.is_none();
+            peer.said = Some((generation, claims));
         }
     }
 
     /// Whether the interface has a link. Without one this host can serve nobody.
     pub fn set_carrier(&mut self, up: bool, now: Duration) {
         if up && !self.carrier {
-            self.started = now;
+            self.listening_since = now;
         }
         self.carrier = up;
     }
 
-    pub fn mine(&self) -> &BTreeSet<Ipv4Addr> {
+    /// What this host owns since the last decision.
+    pub fn mine(&self) -> &Claims {
         &self.mine
+    }
+
+    /// The other hosts of the tier, and whether each is alive.
+    pub fn peers(&self, now: Duration) -> impl Iterator<Item = (&str, bool)> {
+        self.peers.iter().map(move |(name, peer)| (name.as_str(), peer.is_live(now)))
     }
 
     /// Decides every VIP anew.
@@ -104,51 +143,107 @@ impl Members {
         if !self.carrier {
             self.mine.clear();
         }
-        let mut live: Vec<String> =
-            self.peers.iter().filter(|(_, p)| p.is_live(now)).map(|(name, _)| name.clone()).collect();
-        if self.carrier {
-            live.push(self.name.clone());
-        }
-        let listening = now < self.started + LISTEN_FIRST && !self.peers.is_empty();
+        // What a lost host owned is no longer its own, also when it comes back.
+        self.peers.values_mut().filter(|p| !p.is_live(now)).for_each(|p| p.said = None);
+        let live: Vec<String> = self.live(now);
+        self.note_newest(&live, now);
+        let unheard = self.unheard(now);
+        // Someone must serve: a tier that is behind as a whole is not.
+        let holders = self.not_behind(&live, LEFT_BEHIND, now);
+        let takers = self.not_behind(&live, CATCH_UP, now);
 
-        let mut load: BTreeMap<String, usize> = live.iter().map(|h| (h.clone(), 0)).collect();
-        let mut owners = BTreeMap::new();
-        let mut free = Vec::new();
-        for vip in self.vips.clone() {
-            match self.present_owner(vip, &live) {
+        let mut load: BTreeMap<&str, usize> = takers.iter().map(|h| (h.as_str(), 0)).collect();
+        let (mut owners, mut free) = (BTreeMap::new(), Vec::new());
+        for vip in &self.vips {
+            match self.present_owner(*vip, &holders) {
                 Some(owner) => {
-                    *load.entry(owner.clone()).or_default() += 1;
-                    owners.insert(
-                        vip,
-                        Ownership { why: format!("{owner} has it and is alive"), owner: Some(owner) },
-                    );
+                    *load.entry(owner).or_default() += 1;
+                    let why = format!("{owner} has it and is alive");
+                    owners.insert(*vip, Ownership { owner: Some(owner.to_owned()), why });
                 }
-                None => free.push(vip),
+                None => free.push(*vip),
             }
         }
-        let share = self.vips.len().div_ceil(live.len().max(1));
+        let share = self.vips.len().div_ceil(takers.len().max(1));
         for vip in free {
-            let decision = if !self.carrier {
-                Ownership { owner: None, why: "the interface has no link".into() }
-            } else if listening {
-                Ownership { owner: None, why: "listening for peers before claiming anything".into() }
-            } else {
-                free_owner(vip, &live, &mut load, share)
+            let nobody = |why: &str| Ownership { owner: None, why: why.to_owned() };
+            let decision = match &unheard {
+                _ if !self.carrier => nobody("the interface has no link"),
+                Some(why) => nobody(why),
+                None => free_owner(vip, &takers, &mut load, share),
             };
             owners.insert(vip, decision);
         }
-        self.mine =
-            owners.iter().filter(|(_, o)| o.owner.as_deref() == Some(&*self.name)).map(|(v, _)| *v).collect();
+        self.take(&owners, unheard.is_none());
         owners
     }
 
+    fn live(&self, now: Duration) -> Vec<String> {
+        let peers = self.peers.iter().filter(|(_, p)| p.is_live(now)).map(|(name, _)| name);
+        peers.chain(self.carrier.then_some(&self.name)).cloned().collect()
+    }
+
+    fn generation_of(&self, host: &str) -> Generation {
+        match self.peers.get(host) {
+            Some(peer) => peer.said.as_ref().map_or(Generation::default(), |(generation, _)| *generation),
+            None => self.generation,
+        }
+    }
+
+    fn note_newest(&mut self, live: &[String], now: Duration) {
+        let newest = live.iter().map(|h| self.generation_of(h)).max().unwrap_or_default();
+        if self.newest.0 != newest {
+            self.newest = (newest, now);
+        }
+    }
+
+    /// The live hosts that run the newest document, or have not had it for long.
+    fn not_behind(&self, live: &[String], grace: Duration, now: Duration) -> Vec<String> {
+        let (newest, since) = self.newest;
+        let in_grace = now.saturating_sub(since) <= grace;
+        live.iter().filter(|h| in_grace || self.generation_of(h) == newest).cloned().collect()
+    }
+
+    /// Why nothing may be claimed yet: a peer may own what looks free.
+    fn unheard(&self, now: Duration) -> Option<String> {
+        let listening = now.saturating_sub(self.listening_since);
+        if self.peers.is_empty() || listening > CONTROL_LOST {
+            return None;
+        }
+        if listening < LISTEN_FIRST {
+            return Some("listening for peers before claiming anything".to_owned());
+        }
+        let silent = self.peers.iter().find(|(_, p)| p.is_live(now) && p.said.is_none());
+        silent.map(|(name, _)| format!("{name} is alive and has not said yet what it owns"))
+    }
+
     /// The live host that has the VIP now; of several claimants, the highest rank.
-    fn present_owner(&self, vip: Ipv4Addr, live: &[String]) -> Option<String> {
-        let claims = |host: &String| match self.peers.get(host) {
-            Some(peer) => peer.claims.contains(&vip),
-            None => self.mine.contains(&vip),
+    fn present_owner<'a>(&self, vip: Ipv4Addr, holders: &'a [String]) -> Option<&'a str> {
+        let claim = |host: &str| match self.peers.get(host) {
+            Some(peer) => peer.claim(vip),
+            None => self.mine.get(&vip).copied(),
         };
-        live.iter().filter(|h| claims(h)).max_by_key(|h| rank(h, vip)).cloned()
+        let claimants = holders.iter().filter_map(|h| Some((claim(h)? != RESUMED, rank(h, vip))));
+        claimants.max().map(|(_, (_, host))| host)
+    }
+
+    /// Numbers the new claims; all of them when a peer has come back. `confirmed`: peers have been
+    /// heard, so resumed claims are claims.
+    fn take(&mut self, owners: &BTreeMap<Ipv4Addr, Ownership>, confirmed: bool) {
+        let again = std::mem::take(&mut self.greeted);
+        let mut mine = Claims::new();
+        for (vip, _) in owners.iter().filter(|(_, o)| o.owner.as_deref() == Some(&*self.name)) {
+            let number = match self.mine.get(vip) {
+                Some(&RESUMED) if !confirmed => RESUMED,
+                Some(number) if *number != RESUMED && !again => *number,
+                _ => {
+                    self.claims_made += 1;
+                    self.claims_made
+                }
+            };
+            mine.insert(*vip, number);
+        }
+        self.mine = mine;
     }
 }
 
@@ -157,25 +252,37 @@ impl Peer {
         let within = |seen: Option<Duration>, limit| seen.is_some_and(|at| now.saturating_sub(at) <= limit);
         within(self.answered, HOST_LOST) && within(self.control_seen, CONTROL_LOST)
     }
+
+    fn claim(&self, vip: Ipv4Addr) -> Option<u64> {
+        self.said.as_ref().and_then(|(_, claims)| claims.get(&vip).copied())
+    }
 }
 
-fn free_owner(vip: Ipv4Addr, live: &[String], load: &mut BTreeMap<String, usize>, share: usize) -> Ownership {
-    let mut ranked: Vec<&String> = live.iter().collect();
+fn free_owner<'a>(
+    vip: Ipv4Addr,
+    takers: &'a [String],
+    load: &mut BTreeMap<&'a str, usize>,
+    share: usize,
+) -> Ownership {
+    let mut ranked: Vec<&str> = takers.iter().map(String::as_str).collect();
     ranked.sort_by_key(|h| std::cmp::Reverse(rank(h, vip)));
-    let room = |h: &&&String| load.get(h.as_str()).is_none_or(|n| *n < share);
-    let Some(owner) = ranked.iter().find(room).or(ranked.first()).map(|h| (*h).clone()) else {
+    let has_room = |h: &&&str| load.get(**h).is_none_or(|n| *n < share);
+    let Some(owner) = ranked.iter().find(has_room).or(ranked.first()).copied() else {
         return Ownership { owner: None, why: "no host is alive".into() };
     };
-    *load.entry(owner.clone()).or_default() += 1;
-    Ownership { why: format!("{owner} ranks highest of {} live hosts", live.len()), owner: Some(owner) }
+    *load.entry(owner).or_default() += 1;
+    Ownership {
+        why: format!("{owner} ranks highest of {} live hosts", takers.len()),
+        owner: Some(owner.to_owned()),
+    }
 }
 
 /// Rendezvous: every host ranks the hosts alike for a VIP, and a lost host's VIPs spread.
-fn rank(host: &str, vip: Ipv4Addr) -> (u64, String) {
+fn rank(host: &str, vip: Ipv4Addr) -> (u64, &str) {
     let mut hasher = SipHasher13::new();
     hasher.write(host.as_bytes());
     hasher.write(&vip.octets());
-    (hasher.finish(), host.to_owned())
+    (hasher.finish(), host)
 }
 
 #[cfg(test)]

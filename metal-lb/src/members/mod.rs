@@ -9,4 +9,14 @@ pub mod hello;
 mod machine;
 pub mod transport;
 
-pub use machine::{Members, Ownership};
+use metal_lb_api::Generation;
+
+pub use machine::{Claims, Members, Ownership, RESUMED};
+
+/// What this host has programmed: what it tells its peers and the network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// `None` before the first document.
+    pub generation: Option<Generation>,
+    pub claims: Claims,
+}

@@ -1,26 +1,30 @@
 //! Probes and hellos over UDP.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use metal_lb_api::{Config, MemberKey};
+use metal_lb_api::{Config, Generation, MemberKey};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 
 use super::hello::Hello;
 use super::machine::PROBE_INTERVAL;
+use super::{Claims, Standing};
 use crate::xdp::layout::{PROBE_ANSWER, PROBE_MAGIC, PROBE_REQUEST, Probe, Shared};
 
-/// A hello goes out with every n-th probe, and at once when ownership changes.
-const PROBES_PER_HELLO: u32 = 3;
+/// A hello goes out with every n-th probe, and at once when there is news.
+const PROBES_PER_HELLO: u64 = 3;
+/// Answers to older probes come too late to prove anything.
+const PROBES_IN_FLIGHT: u64 = 3;
+const BIND_RETRY: Duration = Duration::from_secs(1);
 
 /// What was heard of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
     Answer { peer: String, age: Duration },
-    Hello { peer: String, owned: BTreeSet<Ipv4Addr> },
+    Hello { peer: String, generation: Generation, owned: Claims },
 }
 
 /// The tier as the transport needs it.
@@ -47,11 +51,12 @@ impl Tier {
 pub async fn run(
     name: String,
     mut tier: watch::Receiver<Option<Tier>>,
-    mut owned: watch::Receiver<BTreeSet<Ipv4Addr>>,
+    mut standing: watch::Receiver<Standing>,
     heard: mpsc::Sender<Heard>,
 ) -> anyhow::Result<()> {
-    // Any number that differs between two lives of the process.
+    // Any number that differs between two lives of the process, and grows.
     let boot = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos() as u64);
+    let sent = AtomicU64::new(boot);
     loop {
         let Some(present) = tier.borrow_and_update().clone() else {
             if tier.changed().await.is_err() {
@@ -60,88 +65,123 @@ pub async fn run(
             continue;
         };
         let socket = match UdpSocket::bind(present.own).await {
-            Ok(socket) => Arc::new(socket),
+            Ok(socket) => socket,
             Err(error) => {
                 tracing::warn!(%error, address = %present.own, "cannot bind the members' address; is it this host's?");
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(BIND_RETRY).await;
                 continue;
             }
         };
+        let speaker = Speaker { name: &name, boot, tier: &present, socket: &socket, sent: &sent };
         tokio::select! {
             changed = tier.changed() => if changed.is_err() { return Ok(()) },
-            () = send(&name, boot, &present, &socket, &mut owned) => return Ok(()),
-            () = receive(&present, &socket, &heard) => return Ok(()),
+            () = speaker.send(&mut standing) => return Ok(()),
+            () = speaker.receive(&heard) => return Ok(()),
         }
     }
 }
 
-async fn send(
-    name: &str,
+/// Both directions on one socket.
+struct Speaker<'a> {
+    name: &'a str,
     boot: u64,
-    tier: &Tier,
-    socket: &UdpSocket,
-    owned: &mut watch::Receiver<BTreeSet<Ipv4Addr>>,
-) {
-    let mut ticks = tokio::time::interval(PROBE_INTERVAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut nonce, mut sequence) = (0u64, 0u64);
-    loop {
-        let say_hello = tokio::select! {
-            _ = ticks.tick() => {
-                nonce += 1;
-                let probe = Probe {
-                    magic: PROBE_MAGIC.to_be(), kind: PROBE_REQUEST.to_be(), nonce: nonce.to_be(), ..Probe::default()
-                };
-                send_all(socket, tier, probe.as_bytes()).await;
-                nonce.is_multiple_of(u64::from(PROBES_PER_HELLO))
-            }
-            changed = owned.changed() => if changed.is_err() { return } else { true },
-        };
-        if say_hello {
-            sequence += 1;
-            let owned = owned.borrow_and_update().clone();
-            let hello = Hello { host: name.to_owned(), boot, sequence, owned };
-            send_all(socket, tier, &hello.seal(&tier.key)).await;
-        }
-    }
+    tier: &'a Tier,
+    socket: &'a UdpSocket,
+    /// The last probe's nonce.
+    sent: &'a AtomicU64,
 }
 
-async fn send_all(socket: &UdpSocket, tier: &Tier, message: &[u8]) {
-    for (address, peer) in &tier.peers {
-        if let Err(error) = socket.send_to(message, address).await {
-            tracing::debug!(%error, %peer, "a probe could not be sent");
-        }
-    }
-}
-
-async fn receive(tier: &Tier, socket: &UdpSocket, heard: &mpsc::Sender<Heard>) {
-    let mut buffer = vec![0u8; 65_536];
-    let mut lives: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    loop {
-        let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
-        let message = &buffer[..length];
-        let Some(peer) = tier.peers.get(&from) else { continue };
-        let event = match Probe::from_bytes(message).filter(|p| p.magic == PROBE_MAGIC.to_be()) {
-            Some(probe) if probe.kind == PROBE_ANSWER.to_be() => {
-                let age = Duration::from_millis(u64::from(u32::from_be(probe.control_age_ms)));
-                Heard::Answer { peer: peer.clone(), age }
-            }
-            // A request that the program passed up: it is not attached yet.
-            Some(_) => continue,
-            None => {
-                let Some(hello) = Hello::open(message, &tier.key).filter(|h| h.host == *peer) else {
-                    continue;
-                };
-                let life = lives.entry(hello.host.clone()).or_default();
-                if hello.boot < life.0 || (hello.boot == life.0 && hello.sequence <= life.1) {
-                    continue;
+impl Speaker<'_> {
+    async fn send(&self, standing: &mut watch::Receiver<Standing>) {
+        let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sequence = 0;
+        loop {
+            let say_hello = tokio::select! {
+                _ = ticks.tick() => {
+                    let nonce = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
+                    self.to_all(request(nonce).as_bytes()).await;
+                    nonce.is_multiple_of(PROBES_PER_HELLO)
                 }
-                *life = (hello.boot, hello.sequence);
-                Heard::Hello { peer: hello.host, owned: hello.owned }
+                changed = standing.changed() => if changed.is_err() { return } else { true },
+            };
+            if !say_hello {
+                continue;
             }
-        };
-        if heard.send(event).await.is_err() {
-            return;
+            let Standing { generation, claims } = standing.borrow_and_update().clone();
+            // Before the first document there is nothing to say.
+            if let Some(generation) = generation {
+                sequence += 1;
+                let host = self.name.to_owned();
+                let hello = Hello { host, boot: self.boot, sequence, generation, owned: claims };
+                self.to_all(&hello.seal(&self.tier.key)).await;
+            }
         }
     }
+
+    async fn to_all(&self, message: &[u8]) {
+        for (address, peer) in &self.tier.peers {
+            if let Err(error) = self.socket.send_to(message, address).await {
+                tracing::debug!(%error, %peer, "a probe could not be sent");
+            }
+        }
+    }
+
+    async fn receive(&self, heard: &mpsc::Sender<Heard>) {
+        let mut buffer = vec![0u8; 65_536];
+        // The newest hello of each peer, by life and sequence: none is heard twice.
+        let mut lives: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        loop {
+            // An error here is an ICMP answer to an earlier probe: the peer is starting.
+            let Ok((length, from)) = self.socket.recv_from(&mut buffer).await else { continue };
+            let Some(peer) = self.tier.peers.get(&from) else { continue };
+            let message = &buffer[..length];
+            let event = match Probe::from_bytes(message).filter(|p| p.magic == PROBE_MAGIC.to_be()) {
+                Some(probe) => self.answer(peer, &probe),
+                None => self.hello(peer, message, &mut lives),
+            };
+            let Some(event) = event else { continue };
+            if heard.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// `None` for a late answer, and for a request that was passed up: our program has no settings yet.
+    fn answer(&self, peer: &str, probe: &Probe) -> Option<Heard> {
+        let behind = self.sent.load(Ordering::Relaxed).checked_sub(u64::from_be(probe.nonce))?;
+        if probe.kind != PROBE_ANSWER.to_be() || behind >= PROBES_IN_FLIGHT {
+            return None;
+        }
+        let age = Duration::from_millis(u64::from(u32::from_be(probe.control_age_ms)));
+        Some(Heard::Answer { peer: peer.to_owned(), age })
+    }
+
+    fn hello<'a>(
+        &self,
+        peer: &'a str,
+        message: &[u8],
+        lives: &mut BTreeMap<&'a str, (u64, u64)>,
+    ) -> Option<Heard> {
+        let hello = Hello::open(message, &self.tier.key).filter(|h| h.host == peer)?;
+        let life = lives.entry(peer).or_default();
+        if (hello.boot, hello.sequence) <= *life {
+            return None;
+        }
+        *life = (hello.boot, hello.sequence);
+        Some(Heard::Hello { peer: hello.host, generation: hello.generation, owned: hello.owned })
+    }
 }
+
+fn request(nonce: u64) -> Probe {
+    Probe {
+        magic: PROBE_MAGIC.to_be(),
+        kind: PROBE_REQUEST.to_be(),
+        nonce: nonce.to_be(),
+        ..Probe::default()
+    }
+}
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;

@@ -1,0 +1,329 @@
+//! The one owner of everything that decides. Inputs only change what is known; then ownership is
+//! decided, VIPs that differ are planned, and plans are applied.
+//!
+//! A standby host programs every listener too and owns no VIP: taking one over is a single step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use daemon::ReadyToken;
+use metal_lb_api::{Config, HostState};
+use tokio::sync::watch;
+
+use crate::desired::Desired;
+use crate::health::{Check, Checks, HealthReport};
+use crate::members::transport::{Heard, Tier};
+use crate::members::{Members, Ownership, Standing};
+use crate::metrics::Events;
+use crate::neighbours::Neighbours;
+use crate::observed::{Observed, ObservedListener, ObservedTarget};
+use crate::plan::{Backend, Plan, plan, plan_host};
+use crate::resolve::{Inputs, checks_of, node_addresses, resolve, vips_of};
+
+/// A new process leaves what an earlier one programmed alone until it knows as much, or for this long.
+const INFORMED_BY: Duration = Duration::from_secs(2);
+/// After the maps refused a step.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What happens to an engine.
+#[derive(Debug)]
+pub enum Input {
+    Document(Arc<Config>),
+    Heard(Heard),
+    Neighbours(Neighbours),
+    Health(HealthReport),
+    /// Everything is read back and planned anew, in case the maps are not what the mirror says.
+    Resync,
+}
+
+/// Where decisions go.
+#[derive(Debug)]
+pub struct Outputs {
+    pub programmed: watch::Sender<Arc<Programmed>>,
+    pub standing: watch::Sender<Standing>,
+    pub tier: watch::Sender<Option<Tier>>,
+    pub nodes: watch::Sender<BTreeSet<Ipv4Addr>>,
+    pub checks: watch::Sender<BTreeSet<Check>>,
+    pub events: Events,
+    /// Done once the first document is programmed.
+    pub ready: Option<ReadyToken>,
+}
+
+/// What the packet path does: for people, and with the numbers that its counters have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programmed {
+    pub state: HostState,
+    pub listeners: BTreeMap<crate::desired::ListenerId, ObservedListener>,
+    pub targets: BTreeMap<u32, ObservedTarget>,
+    /// The other hosts, and whether each is alive.
+    pub peers: BTreeMap<String, bool>,
+}
+
+#[derive(Debug)]
+pub struct Engine<B> {
+    name: String,
+    backend: B,
+    outputs: Outputs,
+    members: Members,
+    config: Option<Arc<Config>>,
+    checks: Checks,
+    neighbours: Neighbours,
+    owners: BTreeMap<Ipv4Addr, Ownership>,
+    peers: BTreeMap<String, bool>,
+    /// What the mirror was last brought to.
+    planned: Desired,
+    observed: Observed,
+    /// Why plans left something out.
+    notes: BTreeMap<Ipv4Addr, Vec<String>>,
+    started: Duration,
+    informed: bool,
+    changed: bool,
+    retry_at: Option<Duration>,
+}
+
+impl<B: Backend> Engine<B> {
+    /// # Errors
+    /// When the maps cannot be read.
+    pub fn new(name: &str, mut backend: B, outputs: Outputs, now: Duration) -> anyhow::Result<Self> {
+        let observed = backend.observe()?;
+        let resumed = observed.vips.iter().filter(|(_, owned)| **owned).map(|(vip, _)| *vip).collect();
+        Ok(Self {
+            name: name.to_owned(),
+            backend,
+            outputs,
+            members: Members::new(name, resumed, now),
+            config: None,
+            checks: Checks::new(),
+            neighbours: Neighbours { carrier: true, ..Neighbours::default() },
+            owners: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            planned: Desired::default(),
+            observed,
+            notes: BTreeMap::new(),
+            started: now,
+            informed: false,
+            changed: true,
+            retry_at: None,
+        })
+    }
+
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Takes in what happened. Nothing is decided before [`Engine::settle`].
+    pub fn take(&mut self, input: Input, now: Duration) {
+        match input {
+            Input::Document(config) => self.take_document(config),
+            Input::Heard(Heard::Answer { peer, age }) => return self.members.on_answer(&peer, age, now),
+            Input::Heard(Heard::Hello { peer, generation, owned }) => {
+                return self.members.on_hello(&peer, generation, owned, now);
+            }
+            Input::Neighbours(neighbours) => {
+                if neighbours.carrier != self.neighbours.carrier {
+                    tracing::warn!(carrier = neighbours.carrier, "the interface's link changed");
+                    self.members.set_carrier(neighbours.carrier, now);
+                }
+                self.neighbours = neighbours;
+            }
+            Input::Health(HealthReport { check, verdict, why }) => {
+                if self.checks.get(&check).is_none_or(|(before, _)| *before != verdict) {
+                    tracing::info!(address = %check.0, ?verdict, "{why}");
+                }
+                self.checks.insert(check, (verdict, why));
+            }
+            Input::Resync => self.read_back(),
+        }
+        self.changed = true;
+    }
+
+    fn take_document(&mut self, config: Arc<Config>) {
+        tracing::info!(generation = %config.generation, listeners = config.listeners.len(), "document in force");
+        let hosts: BTreeSet<String> = config.hosts.iter().map(|h| h.name.clone()).collect();
+        let tier = Tier::of(&config, &self.name);
+        if tier.is_none() {
+            tracing::error!(name = %self.name, ?hosts, "this host is not in the document: check --name; it owns nothing");
+        }
+        let (vips, peers) =
+            if tier.is_some() { (vips_of(&config), hosts) } else { (BTreeSet::new(), BTreeSet::new()) };
+        self.members.set_document(config.generation, vips, &peers);
+        let wanted = checks_of(&config);
+        self.checks.retain(|check, _| wanted.contains(check));
+        update(&self.outputs.checks, wanted);
+        update(&self.outputs.nodes, node_addresses(&config));
+        update(&self.outputs.tier, tier);
+        self.config = Some(config);
+    }
+
+    /// Decides, plans and applies. To be called after inputs, and every few milliseconds without
+    /// any: silence is an event too.
+    pub fn settle(&mut self, now: Duration) {
+        let owners = self.members.decide(now);
+        let peers = self.members.peers(now).map(|(name, live)| (name.to_owned(), live)).collect();
+        if self.config.is_some() && (owners != self.owners || peers != self.peers) {
+            self.tell_ownership(&owners, &peers);
+            (self.owners, self.peers) = (owners, peers);
+            self.changed = true;
+        }
+        if self.retry_at.is_some_and(|at| now >= at) {
+            self.retry_at = None;
+            self.read_back();
+        }
+        let Some(config) = self.config.clone().filter(|_| self.changed && self.retry_at.is_none()) else {
+            // A claim can get a new number although nothing has to be programmed.
+            self.publish_standing();
+            return;
+        };
+        if !self.informed && !self.is_informed(&config, now) {
+            return;
+        }
+        self.informed = true;
+        if self.sync(&config) {
+            self.changed = false;
+        } else {
+            self.retry_at = Some(now + RETRY);
+        }
+    }
+
+    fn tell_ownership(&self, owners: &BTreeMap<Ipv4Addr, Ownership>, peers: &BTreeMap<String, bool>) {
+        for (peer, live) in peers.iter().filter(|(peer, live)| self.peers.get(*peer) != Some(live)) {
+            tracing::info!(%peer, "{}", if *live { "is alive" } else { "is not heard" });
+        }
+        for (vip, ownership) in owners.iter().filter(|(vip, new)| self.owners.get(vip) != Some(new)) {
+            tracing::info!(%vip, owner = ownership.owner.as_deref().unwrap_or("nobody"), "{}", ownership.why);
+        }
+    }
+
+    /// Whether as much is known as an earlier process knew that may have programmed the maps.
+    fn is_informed(&self, config: &Config, now: Duration) -> bool {
+        let looked_up = |node: &Ipv4Addr| self.neighbours.next_hops.contains_key(node);
+        let asked = || checks_of(config).iter().all(|check| self.checks.contains_key(check));
+        node_addresses(config).iter().all(looked_up)
+            && (self.observed.listeners.is_empty() || asked() || now >= self.started + INFORMED_BY)
+    }
+
+    /// `false` when the maps refused something.
+    fn sync(&mut self, config: &Config) -> bool {
+        let inputs = Inputs {
+            host: &self.name,
+            config,
+            checks: &self.checks,
+            neighbours: &self.neighbours,
+            owners: &self.owners,
+        };
+        let mut resolved = resolve(&inputs);
+        // The program must know its ports and addresses before it takes a packet.
+        let plan_of_host = plan_host(&resolved.desired, &self.observed);
+        if !self.apply(&plan_of_host) {
+            return false;
+        }
+        for vip in dirty(&self.planned, &resolved.desired, &self.observed) {
+            let plan = plan(vip, &resolved.desired, &self.observed);
+            if !self.apply(&plan) {
+                return false;
+            }
+            for note in plan.notes.iter().filter(|n| self.notes.get(&vip).is_none_or(|old| !old.contains(n)))
+            {
+                tracing::error!("{note}");
+            }
+            self.notes.insert(vip, plan.notes);
+            self.publish_standing();
+        }
+        self.notes.retain(|vip, notes| !notes.is_empty() && resolved.desired.vips.contains_key(vip));
+        let notes: Vec<String> = self.notes.values().flatten().cloned().collect();
+        resolved.reflect(&self.observed.listeners, &notes);
+        self.planned = resolved.desired;
+        self.outputs.standing.send_if_modified(|s| {
+            std::mem::replace(&mut s.generation, Some(config.generation)) != Some(config.generation)
+        });
+        let programmed = Programmed {
+            state: resolved.state,
+            listeners: self.observed.listeners.clone(),
+            targets: self.observed.targets.clone(),
+            peers: self.peers.clone(),
+        };
+        update(&self.outputs.programmed, Arc::new(programmed));
+        if let Some(token) = self.outputs.ready.take() {
+            token.done();
+        }
+        true
+    }
+
+    /// What is announced is what is programmed.
+    fn publish_standing(&self) {
+        if !self.informed {
+            return;
+        }
+        let owned = |vip: &Ipv4Addr| self.observed.vips.get(vip) == Some(&true);
+        let claims =
+            self.members.mine().iter().filter(|(vip, _)| owned(vip)).map(|(v, n)| (*v, *n)).collect();
+        self.outputs.standing.send_if_modified(|standing| {
+            let changed = standing.claims != claims;
+            standing.claims = claims;
+            changed
+        });
+    }
+
+    fn apply(&mut self, plan: &Plan) -> bool {
+        for batch in &plan.batches {
+            for step in batch {
+                tracing::info!("{step}");
+            }
+            let applied = self
+                .backend
+                .apply(batch)
+                .and_then(|()| batch.iter().try_for_each(|step| Ok(self.observed.apply(step)?)));
+            self.outputs.events.batch_applied(batch.len(), applied.is_ok());
+            if let Err(error) = applied {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "a step failed; reading the maps and planning anew"
+                );
+                self.read_back();
+                return false;
+            }
+        }
+        true
+    }
+
+    fn read_back(&mut self) {
+        self.planned = Desired::default();
+        match self.backend.observe() {
+            Ok(observed) => self.observed = observed,
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "the maps cannot be read; trying again");
+            }
+        }
+    }
+}
+
+/// The VIPs whose part of the desired state changed and those that nobody wants any more, those that
+/// change hands first: they are what somebody waits for.
+fn dirty(before: &Desired, after: &Desired, observed: &Observed) -> Vec<Ipv4Addr> {
+    let known = before.vips.keys().chain(after.vips.keys()).copied();
+    let addresses: BTreeSet<Ipv4Addr> = known.chain(observed.addresses()).collect();
+    let changes_hands = |vip: &Ipv4Addr| observed.vips.get(vip) != after.vips.get(vip);
+    let is_dirty = |vip: &Ipv4Addr| {
+        changes_hands(vip)
+            || before.vips.get(vip) != after.vips.get(vip)
+            || !before.listeners_of(*vip).eq(after.listeners_of(*vip))
+    };
+    let mut dirty: Vec<Ipv4Addr> = addresses.into_iter().filter(is_dirty).collect();
+    dirty.sort_by_key(|vip| !changes_hands(vip));
+    dirty
+}
+
+/// Tells nobody when nothing changed.
+fn update<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|present| {
+        let changed = *present != value;
+        *present = value;
+        changed
+    });
+}
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;
