@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::nft::desired::DesiredService;
 use crate::nft::kernel::Kernel;
 use crate::nft::mirror::Mirror;
-use crate::nft::plan::{Plan, Planner, plan_node_addresses, plan_structure};
+use crate::nft::plan::{Holder, Plan, Planner, plan_node_addresses, plan_structure};
 use crate::nft::ruleset::Ruleset;
 use crate::nft::step::Step;
 use crate::select::Place;
@@ -26,14 +26,6 @@ const LOGGED_STEPS: usize = 60;
 /// A commit of more steps is split, endpoints first, when the table is new.
 const COLD_BATCH: usize = 100_000;
 
-/// What to plan.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Work {
-    Service(ServiceName),
-    /// Elements that no Service claims.
-    Leftovers,
-}
-
 /// Owns the mirror and the socket; told what is dirty.
 #[derive(Debug)]
 pub struct Engine {
@@ -43,9 +35,11 @@ pub struct Engine {
     /// The state of the kernel, and the generation in which it was so; `None` when in doubt.
     mirror: Option<(Mirror, u32)>,
     planner: Planner,
-    dirty: BTreeSet<Work>,
-    /// What has a second batch, and when it may be committed.
-    later: BTreeMap<Work, Instant>,
+    dirty: BTreeSet<ServiceName>,
+    /// Elements that no Service claims are looked for.
+    sweep: bool,
+    /// Who has a second batch, and when it may be committed.
+    later: BTreeMap<Holder, Instant>,
     refused: BTreeMap<ServiceName, Instant>,
     /// Commits that were ours, to tell them from others' in notifications.
     pub commits: u64,
@@ -70,6 +64,7 @@ impl Engine {
             mirror: None,
             planner: Planner::default(),
             dirty: BTreeSet::new(),
+            sweep: false,
             later: BTreeMap::new(),
             refused: BTreeMap::new(),
             commits: 0,
@@ -77,7 +72,7 @@ impl Engine {
     }
 
     pub fn mark(&mut self, services: impl IntoIterator<Item = ServiceName>) {
-        self.dirty.extend(services.into_iter().map(Work::Service));
+        self.dirty.extend(services);
     }
 
     /// Reads the kernel again before the next plan: somebody else changed our table, or may have.
@@ -104,19 +99,30 @@ impl Engine {
         if self.mirror.is_none() {
             synced.steps += self.start_over(world)?;
         }
-        let due: Vec<Work> =
-            self.later.iter().filter(|(_, at)| **at <= now).map(|(work, _)| work.clone()).collect();
-        let retried: Vec<ServiceName> =
-            self.refused.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
-        for name in retried {
-            self.refused.remove(&name);
-            self.dirty.insert(Work::Service(name));
-        }
-        let mut work = std::mem::take(&mut self.dirty);
-        work.extend(due.iter().cloned());
+        let due: BTreeSet<Holder> =
+            self.later.iter().filter(|(_, at)| **at <= now).map(|(holder, _)| holder.clone()).collect();
+        let retried = self.refused.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone());
+        let mut changed = std::mem::take(&mut self.dirty);
+        changed.extend(retried);
+        self.refused.retain(|name, _| !changed.contains(name));
+        self.later.retain(|holder, _| !due.contains(holder));
         synced.steps += self.commit_node_addresses(world)?;
-        let plan = self.plan_all(&work, &due, world, now);
-        match self.commit(&plan) {
+
+        let work: BTreeSet<ServiceName> = changed.iter().chain(due.iter().flatten()).cloned().collect();
+        let mut plan = self.plan(&work, world);
+        if std::mem::take(&mut self.sweep) || due.contains(&None) {
+            plan.append(self.leftovers());
+        }
+        let mut steps = plan.now;
+        for (holder, surplus) in plan.later {
+            let settled = due.contains(&holder) && holder.as_ref().is_none_or(|name| !changed.contains(name));
+            if settled {
+                steps.extend(surplus);
+            } else {
+                self.later.insert(holder, now + GRACE);
+            }
+        }
+        match self.commit(&steps) {
             Ok(steps) => synced.steps += steps,
             Err(Error::Rejected(rejection)) => {
                 tracing::error!(%rejection, "the kernel refused a plan; committing its Services one by one");
@@ -137,9 +143,10 @@ impl Engine {
         let structure = plan_structure(&self.rulesets, &mirror);
         self.mirror = Some((mirror, generation));
         self.later.clear();
-        self.dirty.extend(world.services().map(|s| Work::Service(s.name.clone())));
-        self.dirty.extend(self.planner.services().cloned().map(Work::Service));
-        self.dirty.insert(Work::Leftovers);
+        self.dirty.extend(world.services().map(|s| s.name.clone()));
+        self.dirty.extend(self.planner.services().cloned());
+        self.planner.forget_released();
+        self.sweep = true;
         Ok(self.commit(&structure.now)?)
     }
 
@@ -165,52 +172,37 @@ impl Engine {
         self.config.nodeport_addresses.select(internal, &host).into_iter().collect()
     }
 
-    /// The steps for all of `work`; of what is due, the second batches too.
-    fn plan_all(&mut self, work: &BTreeSet<Work>, due: &[Work], world: &World, now: Instant) -> Vec<Step> {
-        let mut steps = Vec::new();
-        // Services first: leftovers are what none of them claims.
-        for item in work {
-            let plan = self.plan_one(item, world);
-            steps.extend(plan.now);
-            if plan.later.is_empty() {
-                self.later.remove(item);
-            } else if due.contains(item) {
-                steps.extend(plan.later);
-                self.later.remove(item);
-            } else {
-                self.later.insert(item.clone(), now + GRACE);
-            }
-        }
-        steps
-    }
-
-    fn plan_one(&mut self, work: &Work, world: &World) -> Plan {
+    fn plan(&mut self, services: &BTreeSet<ServiceName>, world: &World) -> Plan {
         let Some((mirror, _)) = &self.mirror else { return Plan::default() };
         let node = &self.config.node_name;
         let place = Place { node, zone: world.node(node).and_then(service_model::Node::zone) };
-        match work {
-            Work::Leftovers => self.planner.leftovers(mirror),
-            Work::Service(name) => {
-                let desired = |name: &ServiceName| {
-                    world.service(name).map(|s| DesiredService::of(s, world, place)).unwrap_or_default()
-                };
-                self.planner.plan(name, desired, mirror)
-            }
-        }
+        let desired = |name: &ServiceName| {
+            world.service(name).map(|s| DesiredService::of(s, world, place)).unwrap_or_default()
+        };
+        self.planner.plan(services, desired, mirror)
+    }
+
+    fn leftovers(&self) -> Plan {
+        self.mirror.as_ref().map(|(mirror, _)| self.planner.leftovers(mirror)).unwrap_or_default()
     }
 
     /// One bad Service never blocks the others.
-    fn commit_each(&mut self, work: &BTreeSet<Work>, world: &World, now: Instant) -> anyhow::Result<usize> {
+    fn commit_each(
+        &mut self,
+        work: &BTreeSet<ServiceName>,
+        world: &World,
+        now: Instant,
+    ) -> anyhow::Result<usize> {
         let mut done = 0;
-        for item in work {
-            let plan = self.plan_one(item, world);
-            match (self.commit(&plan.now), item) {
-                (Ok(steps), _) => done += steps,
-                (Err(Error::Rejected(rejection)), Work::Service(name)) => {
+        for name in work {
+            let plan = self.plan(&BTreeSet::from([name.clone()]), world);
+            match self.commit(&plan.now) {
+                Ok(steps) => done += steps,
+                Err(Error::Rejected(rejection)) => {
                     tracing::error!(service = %name, %rejection, "left out until it changes; the others go on");
                     self.refused.insert(name.clone(), now + QUARANTINE);
                 }
-                (Err(error), _) => return Err(error).context("committing one Service"),
+                Err(error) => return Err(error).context("committing one Service"),
             }
         }
         Ok(done)

@@ -226,11 +226,10 @@ fn print_plan(args: &PlanArgs) -> anyhow::Result<()> {
     let internal = world.node(&config.node_name).into_iter().flat_map(service_model::Node::internal_ips);
     let addresses = config.nodeport_addresses.select(internal, &[]).into_iter().collect();
     print!("{}", plan_node_addresses(&addresses, &mirror));
-    for service in world.services() {
-        let desired =
-            |name: &_| world.service(name).map(|s| DesiredService::of(s, &world, place)).unwrap_or_default();
-        print!("{}", planner.plan(&service.name, desired, &mirror));
-    }
+    let names = world.services().map(|s| s.name.clone()).collect();
+    let desired =
+        |name: &_| world.service(name).map(|s| DesiredService::of(s, &world, place)).unwrap_or_default();
+    print!("{}", planner.plan(&names, desired, &mirror));
     Ok(())
 }
 

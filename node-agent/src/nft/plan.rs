@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use service_model::{IpFamily, ServiceName};
+use service_model::ServiceName;
 
 use super::claims::Claims;
 use super::desired::{DesiredFrontend, DesiredService};
-use super::layout::{FAMILIES, Frontend, Group, MAX_TARGETS, Pool, SetName, Target};
+use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SetName, Target};
 use super::mirror::{FrontendState, Mirror};
 use super::ruleset::Ruleset;
 use super::step::{Element, Hairpin, Step};
@@ -22,9 +22,13 @@ use super::step::{Element, Hairpin, Step};
 pub struct Plan {
     /// Committed together, at once.
     pub now: Vec<Step>,
-    /// Committed at least a second after `now`.
-    pub later: Vec<Step>,
+    /// Committed at least a second after the last change of the Service that it belongs to.
+    pub later: BTreeMap<Holder, Vec<Step>>,
 }
+
+/// The Service that owns a resource, or gave it up last; `None` for what another life of this
+/// program left behind.
+pub type Holder = Option<ServiceName>;
 
 /// What several Services can claim, and only one can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,63 +41,86 @@ pub enum Resource {
 #[derive(Debug, Default)]
 pub struct Planner {
     claims: Claims<Resource>,
+    /// What nobody claims any more and is still there, its endpoints waiting for their second; with
+    /// the Service that gave it up last.
+    released: BTreeMap<Resource, ServiceName>,
 }
 
 impl Planner {
-    /// The steps for one Service. `desired_of` answers for any Service; another one is asked for
-    /// only if it shares a frontend with this one.
+    /// The steps for some Services, in one commit. `desired_of` answers for any Service; others are
+    /// asked for only if they share a frontend with these.
     pub fn plan(
         &mut self,
-        service: &ServiceName,
+        services: &BTreeSet<ServiceName>,
         desired_of: impl Fn(&ServiceName) -> DesiredService,
         mirror: &Mirror,
     ) -> Plan {
-        let own = desired_of(service);
-        let frontends = own.frontends.keys().copied().map(Resource::Frontend);
-        let hairpins = own.hairpins.iter().copied().map(Resource::Hairpin);
-        let mut touched = self.claims.replace(service, frontends.chain(hairpins));
-        touched.extend(self.claims.of(service).iter().copied());
-
-        let mut others: BTreeMap<&ServiceName, DesiredService> = BTreeMap::new();
+        let mut wanted: BTreeMap<ServiceName, DesiredService> = BTreeMap::new();
+        let mut touched: BTreeSet<(Resource, ServiceName)> = BTreeSet::new();
+        for service in services {
+            let own = desired_of(service);
+            let frontends = own.frontends.keys().copied().map(Resource::Frontend);
+            let hairpins = own.hairpins.iter().copied().map(Resource::Hairpin);
+            let changed = self.claims.replace(service, frontends.chain(hairpins));
+            let held = self.released.iter().filter(|(_, by)| *by == service).map(|(resource, _)| *resource);
+            let all = changed.into_iter().chain(self.claims.of(service).iter().copied()).chain(held);
+            touched.extend(all.map(|resource| (resource, service.clone())));
+            wanted.insert(service.clone(), own);
+        }
         let mut plan = Plan::default();
-        for resource in &touched {
-            let owner = self.claims.owner(resource);
+        let mut last = None;
+        for (resource, toucher) in touched {
+            if last.replace(resource) == Some(resource) {
+                continue;
+            }
+            let owner = self.claims.owner(&resource).cloned();
+            if owner.is_none() && resource.is_in(mirror) {
+                self.released.insert(resource, toucher.clone());
+            } else {
+                self.released.remove(&resource);
+            }
+            let holder = owner.clone().or(Some(toucher));
             match resource {
-                Resource::Hairpin(hairpin) => plan.hairpin(*hairpin, owner.is_some(), mirror),
+                Resource::Hairpin(hairpin) => plan.hairpin(hairpin, owner.is_some(), mirror),
                 Resource::Frontend(frontend) => {
-                    let want = match owner {
-                        None => None,
-                        Some(owner) if owner == service => own.frontends.get(frontend),
-                        Some(owner) => {
-                            others.entry(owner).or_insert_with(|| desired_of(owner)).frontends.get(frontend)
-                        }
-                    };
-                    plan.frontend(*frontend, want, mirror);
+                    let desired = owner.map(|o| &*wanted.entry(o).or_insert_with_key(&desired_of));
+                    plan.frontend(frontend, desired.and_then(|d| d.frontends.get(&frontend)), holder, mirror);
                 }
             }
         }
         plan
     }
 
-    /// What is programmed and nobody claims: left by another life of this program.
+    /// What is programmed and nobody has ever claimed: left by another life of this program.
     pub fn leftovers(&self, mirror: &Mirror) -> Plan {
         let mut plan = Plan::default();
-        for frontend in mirror.frontends.keys() {
-            if self.claims.owner(&Resource::Frontend(*frontend)).is_none() {
-                plan.frontend(*frontend, None, mirror);
-            }
+        let unknown = |r: &Resource| self.claims.owner(r).is_none() && !self.released.contains_key(r);
+        for frontend in mirror.frontends.keys().filter(|f| unknown(&Resource::Frontend(**f))) {
+            plan.frontend(*frontend, None, None, mirror);
         }
-        for hairpin in &mirror.hairpins {
-            if self.claims.owner(&Resource::Hairpin(*hairpin)).is_none() {
-                plan.hairpin(*hairpin, false, mirror);
-            }
+        for hairpin in mirror.hairpins.iter().filter(|h| unknown(&Resource::Hairpin(**h))) {
+            plan.hairpin(*hairpin, false, mirror);
         }
         plan
+    }
+
+    /// The kernel was read anew: what is left there unclaimed is found by [`Planner::leftovers`].
+    pub fn forget_released(&mut self) {
+        self.released.clear();
     }
 
     /// Services that claimed something when they were last planned.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.claims.services()
+    }
+}
+
+impl Resource {
+    fn is_in(&self, mirror: &Mirror) -> bool {
+        match self {
+            Resource::Frontend(frontend) => mirror.frontends.contains_key(frontend),
+            Resource::Hairpin(hairpin) => mirror.hairpins.contains(hairpin),
+        }
     }
 }
 
@@ -128,7 +155,7 @@ pub fn plan_structure(rulesets: &[Ruleset], mirror: &Mirror) -> Plan {
 pub fn plan_node_addresses(wanted: &BTreeSet<IpAddr>, mirror: &Mirror) -> Plan {
     let added = wanted.difference(&mirror.node_addresses).map(|ip| Step::Add(Element::NodeAddress(*ip)));
     let gone = mirror.node_addresses.difference(wanted).map(|ip| Step::Delete(Element::NodeAddress(*ip)));
-    Plan { now: gone.chain(added).collect(), later: Vec::new() }
+    Plan { now: gone.chain(added).collect(), ..Plan::default() }
 }
 
 impl Plan {
@@ -138,12 +165,14 @@ impl Plan {
 
     pub fn append(&mut self, other: Plan) {
         self.now.extend(other.now);
-        self.later.extend(other.later);
+        for (holder, steps) in other.later {
+            self.later.entry(holder).or_default().extend(steps);
+        }
     }
 
-    /// The part of one family; batches of the two families are committed apart.
-    pub fn touches(&self, family: IpFamily) -> bool {
-        self.now.iter().chain(&self.later).any(|step| step.family() == family)
+    /// The second batches of everybody.
+    pub fn all_later(&self) -> Vec<Step> {
+        self.later.values().flatten().cloned().collect()
     }
 
     fn hairpin(&mut self, hairpin: Hairpin, wanted: bool, mirror: &Mirror) {
@@ -155,11 +184,26 @@ impl Plan {
         }
     }
 
-    fn frontend(&mut self, frontend: Frontend, want: Option<&DesiredFrontend>, mirror: &Mirror) {
+    fn frontend(
+        &mut self,
+        frontend: Frontend,
+        want: Option<&DesiredFrontend>,
+        holder: Holder,
+        mirror: &Mirror,
+    ) {
         let nothing = FrontendState::default();
         let have = mirror.frontends.get(&frontend).unwrap_or(&nothing);
+        let mut surplus = Vec::new();
         for pool in [Pool::Cluster, Pool::Local] {
-            self.endpoints(frontend, pool, want.map_or(&[], |w| w.pool(pool)), have.pool(pool));
+            surplus.extend(self.endpoints(
+                frontend,
+                pool,
+                want.map_or(&[], |w| w.pool(pool)),
+                have.pool(pool),
+            ));
+        }
+        if !surplus.is_empty() {
+            self.later.entry(holder).or_default().extend(surplus);
         }
         let groups = want.map(|w| w.groups).unwrap_or_default();
         for group in have.groups.without(groups).iter() {
@@ -176,8 +220,15 @@ impl Plan {
     }
 
     /// An endpoint keeps its index while that is below the new count; the others move into the
-    /// holes. So a removal costs one element, and connections in flight find what they drew.
-    fn endpoints(&mut self, frontend: Frontend, pool: Pool, want: &[Target], have: &[Option<Target>]) {
+    /// holes. So a removal costs one element, and connections in flight find what they drew. Returns
+    /// what must go later.
+    fn endpoints(
+        &mut self,
+        frontend: Frontend,
+        pool: Pool,
+        want: &[Target],
+        have: &[Option<Target>],
+    ) -> Vec<Step> {
         let count = want.len().min(MAX_TARGETS);
         let want = &want[..count];
         let mut slots: Vec<Option<Target>> = have.iter().take(count).copied().collect();
@@ -201,7 +252,7 @@ impl Plan {
             self.now.extend(target.map(|target| Step::Add(element(index, target))));
         }
         let surplus = have.iter().enumerate().skip(count);
-        self.later.extend(surplus.filter_map(|(i, t)| t.map(|target| Step::Delete(element(i, target)))));
+        surplus.filter_map(|(i, t)| t.map(|target| Step::Delete(element(i, target)))).collect()
     }
 }
 
@@ -212,19 +263,12 @@ fn member(frontend: Frontend, group: Group, label: &str) -> Element {
     }
 }
 
-/// Whether a family's table must be made anew, so that its elements are gone.
-pub fn remakes(plan: &Plan) -> impl Iterator<Item = IpFamily> + '_ {
-    FAMILIES
-        .into_iter()
-        .filter(|family| plan.now.iter().any(|s| matches!(s, Step::CreateTable(r) if r.family == *family)))
-}
-
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for step in &self.now {
             writeln!(f, "{step}")?;
         }
-        for (i, step) in self.later.iter().enumerate() {
+        for (i, step) in self.later.values().flatten().enumerate() {
             if i == 0 {
                 writeln!(f, "a second later:")?;
             }

@@ -1,0 +1,91 @@
+//! The kernel's rules without a kernel: what it refuses, this refuses.
+
+use super::layout::{Group, SetName};
+use super::mirror::Mirror;
+use super::step::{Element, Step};
+
+/// A stateful stand-in for nf_tables. A batch is applied as a whole or not at all.
+#[derive(Debug, Clone, Default)]
+pub struct Fake {
+    state: Mirror,
+}
+
+/// Why a batch was refused, as the kernel would.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{step}: {why}")]
+pub struct Refused {
+    pub step: String,
+    pub why: &'static str,
+}
+
+impl Fake {
+    pub fn observe(&self) -> Mirror {
+        self.state.clone()
+    }
+
+    /// # Errors
+    /// The first step that the kernel would refuse; then nothing is changed.
+    pub fn commit(&mut self, steps: &[Step]) -> Result<(), Refused> {
+        let mut next = self.state.clone();
+        for step in steps {
+            if let Some(why) = refusal(step, &next) {
+                return Err(Refused { step: step.to_string(), why });
+            }
+            next.follow(step);
+        }
+        self.state = next;
+        Ok(())
+    }
+}
+
+fn refusal(step: &Step, state: &Mirror) -> Option<&'static str> {
+    let structure = state.structure(step.family());
+    match step {
+        Step::CreateTable(_) => structure.exists.then_some("EEXIST: the table is there"),
+        _ if !structure.exists => Some("ENOENT: there is no table"),
+        Step::Add(element) => {
+            if !structure.sets.contains(&element.set()) {
+                return Some("ENOENT: there is no such set");
+            }
+            holds(state, element).then_some("EEXIST: the element is there")
+        }
+        Step::Delete(element) => (!holds(state, element)).then_some("ENOENT: there is no such element"),
+        Step::CreateSet(_, set) => structure.sets.contains(set).then_some("EEXIST: the set is there"),
+        Step::DeleteTable(_)
+        | Step::RewriteChain(..)
+        | Step::FlushChain(..)
+        | Step::DeleteChain(..)
+        | Step::DeleteSet(..) => None,
+    }
+}
+
+/// Whether an element with the same key is there.
+fn holds(state: &Mirror, element: &Element) -> bool {
+    let of = |frontend| state.frontends.get(frontend);
+    match element {
+        Element::Served { frontend, .. } => of(frontend).is_some_and(|f| f.groups.contains(Group::Served)),
+        Element::Member { frontend, group } => of(frontend).is_some_and(|f| f.groups.contains(*group)),
+        Element::Endpoint { frontend, pool, index, .. } => {
+            of(frontend).is_some_and(|f| matches!(f.pool(*pool).get(*index as usize), Some(Some(_))))
+        }
+        Element::NodeAddress(ip) => state.node_addresses.contains(ip),
+        Element::Hairpin(hairpin) => state.hairpins.contains(hairpin),
+    }
+}
+
+/// What would be wrong for a packet: a frontend that is dispatched to more endpoints than there
+/// are. Empty when every class that a frontend is in has its certain indexes filled.
+pub fn holes(state: &Mirror) -> Vec<String> {
+    let mut holes = Vec::new();
+    for (frontend, at) in &state.frontends {
+        for group in at.groups.iter() {
+            let Group::Count(pool, class) = group else { continue };
+            let filled = |index: u32| matches!(at.pool(pool).get(index as usize), Some(Some(_)));
+            if let Some(index) = (0..class.least()).find(|i| !filled(*i)) {
+                let set = SetName::Group(frontend.shape(), group);
+                holes.push(format!("{frontend} is in {set}, but index {index} is free"));
+            }
+        }
+    }
+    holes
+}

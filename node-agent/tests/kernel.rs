@@ -1,0 +1,138 @@
+//! The real nf_tables, in a network namespace of the test's own.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use node_agent::engine::Engine;
+use node_agent::nft::kernel::Kernel;
+use node_agent::nft::ruleset::Ruleset;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use support::*;
+
+/// Runs the test on a thread in a fresh network namespace, which ends with it.
+fn in_namespace(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn nft(args: &[&str]) -> String {
+    let done = Command::new("nft").args(args).output().expect("install nftables: scripts/setup does");
+    assert!(done.status.success(), "nft {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+fn engine_sync(engine: &mut Engine, agent: &mut Agent, now: Instant) -> usize {
+    engine.mark(agent.world.take_dirty().services);
+    engine.sync(&agent.world, now).unwrap().steps
+}
+
+#[test]
+fn what_is_committed_is_read_back_and_a_restart_writes_nothing() {
+    in_namespace(|| {
+        let mut runner = TestRunner::deterministic();
+        let strategy = proptest::collection::vec(happening(), 12);
+        let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
+        let mut now = Instant::now();
+        for happening in strategy.new_tree(&mut runner).unwrap().current() {
+            agent.happen(&happening);
+            engine_sync(&mut engine, &mut agent, now);
+            now += Duration::from_secs(2);
+            engine_sync(&mut engine, &mut agent, now);
+        }
+        let before = Kernel::open().unwrap().generation().unwrap();
+        let mut again = Engine::new(config()).unwrap();
+        for second in [0, 2] {
+            let at = now + Duration::from_secs(second);
+            assert_eq!(engine_sync(&mut again, &mut agent, at), 0, "a restart has nothing to write");
+        }
+        assert_eq!(Kernel::open().unwrap().generation().unwrap(), before, "and does not commit");
+
+        let fresh = plan_into_fake(&mut agent);
+        let mirror = Kernel::open().unwrap().observe(&Ruleset::both(&config())).unwrap();
+        assert_eq!(mirror.frontends.keys().collect::<Vec<_>>(), fresh.frontends.keys().collect::<Vec<_>>());
+    });
+}
+
+fn plan_into_fake(agent: &mut Agent) -> node_agent::nft::mirror::Mirror {
+    agent.happen(&Happening::Restart);
+    let plan = agent.plan();
+    agent.fake.commit(&plan.now).unwrap();
+    agent.fake.observe()
+}
+
+#[test]
+fn the_hosts_nft_lists_our_rules() {
+    in_namespace(|| {
+        let mut agent = Agent::new();
+        let endpoints = (1..=20).map(|n| (n, n % 2 == 0)).collect();
+        agent.happen(&Happening::Apply(Spec {
+            number: 1,
+            external: Some(1),
+            node_port: Some(1),
+            local_policy: true,
+            endpoints,
+        }));
+        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        let listed = nft(&["list", "ruleset"]);
+        for line in [
+            "10.96.0.1 . tcp . 80 comment \"ns/svc-1:http\"",
+            "ip daddr . meta l4proto . th dport @service-vips goto services",
+            "ip daddr . meta l4proto . th dport @n-24 goto lb-24",
+            "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @cluster-endpoints",
+            "fib saddr type local",
+            "masquerade fully-random",
+            "ct state new ip daddr . meta l4proto . th dport @reject-vips reject",
+            "ip6 daddr . meta l4proto . th dport @service-vips goto services",
+        ] {
+            assert!(listed.contains(line), "{line:?} is not in\n{listed}");
+        }
+    });
+}
+
+#[test]
+fn a_foreign_flush_is_healed_by_the_next_sync() {
+    in_namespace(|| {
+        let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
+        agent.happen(&Happening::Apply(Spec {
+            number: 1,
+            external: None,
+            node_port: Some(0),
+            local_policy: false,
+            endpoints: vec![(1, true), (2, false)],
+        }));
+        engine_sync(&mut engine, &mut agent, Instant::now());
+        let before = nft(&["list", "ruleset"]);
+        nft(&["flush", "ruleset"]);
+        engine.doubt();
+        assert!(engine_sync(&mut engine, &mut agent, Instant::now()) > 0);
+        assert_eq!(nft(&["list", "ruleset"]), before);
+    });
+}
+
+#[test]
+fn foreign_chains_sets_and_edited_rules_in_our_table_are_put_right() {
+    in_namespace(|| {
+        let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
+        engine_sync(&mut engine, &mut agent, Instant::now());
+        let before = nft(&["list", "ruleset"]);
+        nft(&[
+            "add chain ip fairlead intruder; add rule ip fairlead intruder drop; add rule ip fairlead services jump intruder",
+        ]);
+        nft(&["add set ip fairlead loot { type ipv4_addr; }"]);
+        engine.doubt();
+        engine_sync(&mut engine, &mut agent, Instant::now());
+        assert_eq!(nft(&["list", "ruleset"]), before);
+    });
+}

@@ -1,0 +1,138 @@
+//! The plan settles from anywhere, and never dispatches to an endpoint that is not there.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use node_agent::nft::fake::holes;
+use node_agent::nft::layout::{Frontend, Pool};
+use node_agent::nft::mirror::Mirror;
+use node_agent::nft::step::{Element, Step};
+use proptest::prelude::*;
+use support::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Settles: apply, observe, plan again: nothing. Crash-safe: it may die before, between and
+    /// after the batches, with or without knowing what was committed.
+    #[test]
+    fn a_plan_settles_however_often_the_agent_dies(
+        happenings in proptest::collection::vec((happening(), 0u8..4), 1..12),
+    ) {
+        let mut agent = Agent::new();
+        for (happening, dies) in &happenings {
+            agent.happen(happening);
+            let plan = agent.plan();
+            if *dies == 1 {
+                agent.happen(&Happening::Restart);
+                continue;
+            }
+            prop_assert!(agent.fake.commit(&plan.now).is_ok(), "{:?}\n{plan}", agent.fake.clone().commit(&plan.now));
+            prop_assert_eq!(holes(&agent.fake.observe()), Vec::<String>::new());
+            if *dies == 2 {
+                agent.happen(&Happening::Restart);
+                continue;
+            }
+            // A second later: whatever has happened meanwhile, it is planned anew.
+            let later = agent.plan();
+            prop_assert!(later.now.is_empty(), "not settled:\n{later}");
+            prop_assert!(agent.fake.commit(&later.all_later()).is_ok());
+            prop_assert_eq!(holes(&agent.fake.observe()), Vec::<String>::new());
+        }
+        let plan = agent.plan();
+        agent.fake.commit(&plan.now).unwrap();
+        let later = agent.plan();
+        agent.fake.commit(&later.all_later()).unwrap();
+        agent.happen(&Happening::Restart);
+        let rest = agent.plan();
+        prop_assert!(rest.is_empty(), "a restart has work:\n{rest}");
+    }
+
+    /// However a Service came about, the kernel ends up alike but for the order of endpoints.
+    #[test]
+    fn the_end_does_not_depend_on_the_way(happenings in proptest::collection::vec(happening(), 1..8)) {
+        let mut slow = Agent::new();
+        for happening in &happenings {
+            slow.happen(happening);
+            settle(&mut slow);
+        }
+        let mut fast = Agent::new();
+        for happening in happenings.iter().filter(|h| !matches!(h, Happening::Restart)) {
+            fast.happen(happening);
+        }
+        settle(&mut fast);
+        prop_assert_eq!(sorted(slow.fake.observe()), sorted(fast.fake.observe()));
+    }
+}
+
+fn settle(agent: &mut Agent) {
+    let plan = agent.plan();
+    agent.fake.commit(&plan.now).unwrap();
+    let later = agent.plan();
+    assert!(later.now.is_empty(), "{later}");
+    agent.fake.commit(&later.all_later()).unwrap();
+}
+
+fn sorted(mut mirror: Mirror) -> Mirror {
+    for state in mirror.frontends.values_mut() {
+        state.cluster.sort_unstable();
+        state.local.sort_unstable();
+    }
+    mirror
+}
+
+#[test]
+fn a_removal_moves_only_the_last_index_into_the_hole() {
+    let mut agent = Agent::new();
+    let spec = |lasts: &[u8]| Spec {
+        number: 1,
+        external: None,
+        node_port: None,
+        local_policy: false,
+        endpoints: lasts.iter().map(|l| (*l, false)).collect(),
+    };
+    agent.happen(&Happening::Apply(spec(&[1, 2, 3, 4, 5])));
+    settle(&mut agent);
+    agent.happen(&Happening::Apply(spec(&[1, 3, 4, 5])));
+    let plan = agent.plan();
+    let endpoints: Vec<String> = plan
+        .now
+        .iter()
+        .filter(|s| matches!(s, Step::Add(Element::Endpoint { .. }) | Step::Delete(Element::Endpoint { .. })))
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        endpoints,
+        [
+            "no longer send 10.96.0.1:80/TCP #1 to 10.244.0.2:8080",
+            "send 10.96.0.1:80/TCP #1 to 10.244.0.5:8080"
+        ]
+    );
+    assert_eq!(plan.all_later().len(), 1, "the old place of the last one goes a second later:\n{plan}");
+}
+
+#[test]
+fn a_frontend_that_two_services_claim_belongs_to_the_first_name_and_passes_on() {
+    let mut agent = Agent::new();
+    let spec = |number, last| Spec {
+        number,
+        external: Some(1),
+        node_port: None,
+        local_policy: false,
+        endpoints: vec![(last, false)],
+    };
+    agent.happen(&Happening::Apply(spec(2, 2)));
+    settle(&mut agent);
+    agent.happen(&Happening::Apply(spec(1, 1)));
+    settle(&mut agent);
+    let owner = |agent: &Agent| {
+        let frontend =
+            Frontend::Vip { ip: [192, 0, 2, 1].into(), protocol: service_model::Protocol::Tcp, port: 80 };
+        let state = agent.fake.observe().frontends[&frontend].clone();
+        (state.label.to_string(), state.pool(Pool::Cluster)[0].unwrap().to_string())
+    };
+    assert_eq!(owner(&agent), ("ns/svc-1:http".into(), "10.244.0.1:8080".into()));
+    agent.happen(&Happening::Delete(1));
+    settle(&mut agent);
+    assert_eq!(owner(&agent), ("ns/svc-2:http".into(), "10.244.0.2:8080".into()));
+}

@@ -1,0 +1,167 @@
+//! Worlds to plan, small enough to collide.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared by test binaries; each uses its own part"
+)]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use node_agent::config::{Config, NodePortAddresses};
+use node_agent::nft::desired::DesiredService;
+use node_agent::nft::fake::Fake;
+use node_agent::nft::plan::{Plan, Planner, plan_node_addresses, plan_structure};
+use node_agent::nft::ruleset::Ruleset;
+use node_agent::select::Place;
+use proptest::prelude::*;
+use service_model::{
+    Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Key, Object, ObjectName, Protocol,
+    Service, ServiceName, ServicePort, ServiceType, TrafficPolicy, World,
+};
+
+pub const PLACE: Place<'static> = Place { node: "here", zone: None };
+
+pub fn config() -> Config {
+    Config {
+        node_name: "here".into(),
+        cluster_cidrs: "10.244.0.0/16,fd00:10:244::/56".parse().unwrap(),
+        masquerade_all: false,
+        nodeport_addresses: NodePortAddresses::Primary,
+    }
+}
+
+pub fn name(number: u8) -> ServiceName {
+    ObjectName::new("ns", &format!("svc-{number}"))
+}
+
+/// One Service with its endpoints, as numbers that shrink well.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    pub number: u8,
+    /// Shared by Services with the same value, so that they contend for frontends.
+    pub external: Option<u8>,
+    pub node_port: Option<u8>,
+    pub local_policy: bool,
+    pub endpoints: Vec<(u8, bool)>,
+}
+
+prop_compose! {
+    pub fn spec()(
+        number in 0u8..4,
+        external in proptest::option::of(0u8..2),
+        node_port in proptest::option::of(0u8..2),
+        local_policy: bool,
+        endpoints in proptest::collection::vec((0u8..30, any::<bool>()), 0..20),
+    ) -> Spec {
+        Spec { number, external, node_port, local_policy, endpoints }
+    }
+}
+
+impl Spec {
+    pub fn changes(&self) -> Vec<Change> {
+        let mut service = Service::new(name(self.number));
+        service.service_type = ServiceType::LoadBalancer;
+        service.cluster_ips = vec![
+            IpAddr::from([10, 96, 0, self.number]),
+            format!("fd00:96::{}", self.number).parse().unwrap(),
+        ];
+        service.ports = vec![ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: self.node_port.map(|n| 30_000 + u16::from(n)),
+        }];
+        service.ingress = self
+            .external
+            .map(|n| Ingress { ip: Some(IpAddr::from([192, 0, 2, n])), ..Ingress::default() })
+            .into_iter()
+            .collect();
+        if self.local_policy {
+            service.external_traffic_policy = TrafficPolicy::Local;
+        }
+        let slice = EndpointSlice {
+            name: ObjectName::new("ns", &format!("slice-{}", self.number)),
+            service: name(self.number),
+            family: IpFamily::V4,
+            ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: self.endpoints.iter().map(|(last, here)| endpoint(*last, *here)).collect(),
+        };
+        vec![Change::Apply(Object::Service(service)), Change::Apply(Object::EndpointSlice(slice))]
+    }
+}
+
+fn endpoint(last: u8, here: bool) -> Endpoint {
+    let mut endpoint = Endpoint::ready(IpAddr::from([10, 244, u8::from(here), last]));
+    endpoint.node = Some(if here { "here" } else { "there" }.into());
+    endpoint
+}
+
+/// What happens to a cluster.
+#[derive(Debug, Clone)]
+pub enum Happening {
+    Apply(Spec),
+    Delete(u8),
+    /// The agent restarts: all but the kernel is forgotten.
+    Restart,
+}
+
+pub fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![6 => spec().prop_map(Happening::Apply), 2 => (0u8..4).prop_map(Happening::Delete), 1 => Just(Happening::Restart)]
+}
+
+/// An agent over the fake, which plans all that is dirty in one commit.
+pub struct Agent {
+    pub world: World,
+    pub planner: Planner,
+    pub fake: Fake,
+    /// Services that were deleted in this life: they stay dirty until nothing of them is left.
+    gone: BTreeSet<ServiceName>,
+}
+
+impl Agent {
+    pub fn new() -> Self {
+        Self {
+            world: World::default(),
+            planner: Planner::default(),
+            fake: Fake::default(),
+            gone: BTreeSet::new(),
+        }
+    }
+
+    pub fn happen(&mut self, happening: &Happening) {
+        match happening {
+            Happening::Apply(spec) => spec.changes().into_iter().for_each(|change| self.world.apply(change)),
+            Happening::Delete(number) => {
+                self.gone.insert(name(*number));
+                self.world.apply(Change::Delete(Key::Service(name(*number))));
+            }
+            Happening::Restart => {
+                self.planner = Planner::default();
+                self.gone.clear();
+                self.world.mark_all_services();
+            }
+        }
+    }
+
+    /// The plan for everything, as at a start or a resync.
+    pub fn plan(&mut self) -> Plan {
+        self.world.take_dirty();
+        let mut mirror = self.fake.observe();
+        let structure = plan_structure(&Ruleset::both(&config()), &mirror);
+        structure.now.iter().for_each(|step| mirror.follow(step));
+        let mut plan = structure;
+        let addresses: BTreeSet<IpAddr> = [IpAddr::from([172, 30, 0, 11])].into();
+        plan.append(plan_node_addresses(&addresses, &mirror));
+        let names: BTreeSet<ServiceName> =
+            self.world.services().map(|s| s.name.clone()).chain(self.gone.iter().cloned()).collect();
+        let world = &self.world;
+        let desired = |name: &ServiceName| {
+            world.service(name).map(|s| DesiredService::of(s, world, PLACE)).unwrap_or_default()
+        };
+        plan.append(self.planner.plan(&names, desired, &mirror));
+        plan.append(self.planner.leftovers(&mirror));
+        plan
+    }
+}
