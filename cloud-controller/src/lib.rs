@@ -3,6 +3,7 @@
 //! `desired` says which Services are ours, each provider plans and carries out, `run` decides when.
 
 pub mod args;
+pub mod aws;
 pub mod desired;
 pub mod election;
 pub mod events;

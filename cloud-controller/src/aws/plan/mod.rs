@@ -1,0 +1,81 @@
+//! From what is wanted and what is there to the steps in between. Pure: the same Service and
+//! snapshot always give the same plan, and planning again after any prefix of it leads to the same
+//! end.
+//!
+//! ```text
+//! serve    leftovers of an earlier Service ─▶ tags ─▶ security group ─▶ target groups, targets
+//!          ─▶ load balancer ─▶ listeners ─▶ what is no longer wanted
+//! release  load balancer (with its listeners) ─▶ target groups ─▶ security groups
+//! ```
+
+mod release;
+mod serve;
+mod tags;
+
+pub use release::release;
+pub use serve::serve;
+
+use super::resources::{Attributes, LoadBalancer, LoadBalancerDetail};
+use super::snapshot::{Found, Observed, Owner};
+use super::step::Step;
+use crate::plan::{Note, Plan};
+
+const PROTECTION: &str = "deletion_protection.enabled";
+
+/// A plan, and whether the user has to change something before there can be more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision {
+    pub plan: Plan<Step>,
+    pub blocked: Option<String>,
+}
+
+impl Decision {
+    /// Nothing is done; the last of the notes says why.
+    pub fn blocked(notes: Vec<Note>) -> Self {
+        let blocked = notes.last().map(|n| n.message.clone());
+        Self { plan: Plan { batches: Vec::new(), notes }, blocked }
+    }
+
+    /// AWS takes one step a call: a batch each.
+    fn steps(steps: Vec<Step>, notes: Vec<Note>) -> Self {
+        let batches = steps.into_iter().map(|step| vec![step]).collect();
+        Self { plan: Plan { batches, notes }, blocked: None }
+    }
+}
+
+fn is_protected(detail: &LoadBalancerDetail) -> bool {
+    detail.attributes.get(PROTECTION).is_some_and(|value| value == "true")
+}
+
+fn protection_off(load_balancer: &str) -> Step {
+    let attributes = Attributes::from([(PROTECTION.to_owned(), "false".to_owned())]);
+    Step::SetLoadBalancerAttributes { load_balancer: load_balancer.to_owned(), attributes }
+}
+
+/// Deletes all that belongs to `owner`: load balancers take their listeners with them and free the
+/// target groups; the security group is free once the load balancer is gone.
+fn delete_all(observed: &Observed<'_>, owner: Owner) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for found in observed.load_balancers.iter().filter(|f| f.owner == owner) {
+        steps.push(Step::DeleteLoadBalancer { name: found.resource.name.clone() });
+    }
+    for found in observed.target_groups.iter().filter(|f| f.owner == owner) {
+        steps.push(Step::DeleteTargetGroup { name: found.resource.name.clone() });
+    }
+    for found in observed.security_groups.iter().filter(|f| f.owner == owner) {
+        steps.push(Step::DeleteSecurityGroup { name: found.resource.name.clone() });
+    }
+    steps
+}
+
+fn protected_note(found: &Found<'_, LoadBalancer, LoadBalancerDetail>, what: &str) -> Note {
+    Note::warning(
+        "DeletionProtected",
+        format!(
+            "load balancer {} has {PROTECTION}=true, so it is not {what}: remove it from the annotation {} (and, \
+             if it was set elsewhere, there)",
+            found.resource.name,
+            super::annotations::key("attributes")
+        ),
+    )
+}

@@ -1,0 +1,64 @@
+//! Taking a Service back: everything that is provably its own goes, in an order that AWS accepts.
+
+use super::{Decision, PROTECTION, delete_all, is_protected, protected_note, protection_off};
+use crate::aws::annotations::{self, key};
+use crate::aws::snapshot::{Observed, Owner};
+use crate::aws::step::Step;
+use crate::plan::Note;
+use service_model::Service;
+
+/// For a Service that is being deleted, or is no longer ours. The leftovers of an earlier Service
+/// of its name go too.
+pub fn release(service: &Service, observed: &Observed<'_>) -> Decision {
+    let wants_protection = wants_protection(service);
+    let mut steps = Vec::new();
+    for found in &observed.load_balancers {
+        let lift = match found.owner {
+            Owner::Ours => !wants_protection,
+            Owner::Former | Owner::Unproven => false,
+        };
+        if found.owner == Owner::Unproven || !is_protected(found.detail) {
+            continue;
+        }
+        if !lift {
+            return Decision::blocked(vec![protected_note(found, "deleted")]);
+        }
+        steps.push(protection_off(&found.resource.name));
+    }
+    // What takes longest to be let go by AWS comes last.
+    let mut deletions = delete_all(observed, Owner::Former);
+    deletions.extend(delete_all(observed, Owner::Ours));
+    deletions.sort_by_key(|step| match step {
+        Step::DeleteLoadBalancer { .. } => 0,
+        Step::DeleteTargetGroup { .. } => 1,
+        _ => 2,
+    });
+    steps.extend(deletions);
+    Decision::steps(steps, left_alone(observed))
+}
+
+/// The user's word counts even if other annotations are wrong.
+fn wants_protection(service: &Service) -> bool {
+    match annotations::parse(service) {
+        Ok(parsed) => parsed.attributes.get(PROTECTION).is_some_and(|value| value == "true"),
+        Err(_) => service
+            .annotation(&key("attributes"))
+            .is_some_and(|text| text.replace(' ', "").contains(&format!("{PROTECTION}=true"))),
+    }
+}
+
+fn left_alone(observed: &Observed<'_>) -> Vec<Note> {
+    let unproven = observed.load_balancers.iter().filter(|f| f.owner == Owner::Unproven);
+    unproven
+        .map(|found| {
+            Note::warning(
+                "LoadBalancerLeft",
+                format!(
+                    "load balancer {} carries this Service's name but not its UID, so it is left alone: delete \
+                     it by hand if nobody needs it",
+                    found.resource.name
+                ),
+            )
+        })
+        .collect()
+}

@@ -1,0 +1,326 @@
+//! The AWS provider on the fake: it settles, keeps its hands off what is not its own, and leaves
+//! nothing behind.
+
+mod aws_support;
+
+use aws_support::{CLUSTER, UID, VPC, account, annotate, provider, reasons, release, service, settle, world};
+use cloud_controller::aws::api::{Api, NewLoadBalancer};
+use cloud_controller::aws::fake::Fault;
+use cloud_controller::aws::operation::Operation;
+use cloud_controller::aws::resources::{Scheme, Tags};
+use cloud_controller::plan::Outcome;
+use service_model::Protocol;
+
+const NAME: &str = "k8s-default-web-6b0ba8ff70";
+
+#[tokio::test]
+async fn a_service_gets_a_load_balancer_within_the_budget_of_calls_and_then_costs_none() {
+    let aws = provider(account());
+    let web = service("web", UID, &["TCP 80 30080", "UDP 53 30053", "TCP 443 30443"]);
+    let world = world(&["i-1", "i-2", "i-3"]);
+    aws.reconcile(&service("other", "uid-0", &["TCP 80 30081"]), &world).await;
+    aws.api().reset_calls();
+
+    let report = settle(&aws, &web, &world).await;
+    assert_eq!(report.outcome, Outcome::Converged);
+    let entry = &report.ingress.unwrap()[0];
+    assert!(entry.hostname.as_deref().unwrap().starts_with(&format!("{NAME}-")), "{entry:?}");
+    let ports: Vec<String> = entry.ports.iter().map(|p| format!("{} {}", p.protocol, p.port)).collect();
+    assert_eq!(ports, ["UDP 53", "TCP 80", "TCP 443"]);
+    let calls = aws.api().call_count();
+    assert!(calls <= 8 + 4 * 3, "{calls} calls: {:?}", aws.api().calls());
+
+    aws.api().reset_calls();
+    assert_eq!(settle(&aws, &web, &world).await.outcome, Outcome::Converged);
+    assert_eq!(aws.api().call_count(), 0, "{:?}", aws.api().calls());
+}
+
+#[tokio::test]
+async fn a_restart_with_nothing_to_do_writes_nothing() {
+    let aws = provider(account());
+    let web = annotate(
+        service("web", UID, &["TCP 80 30080"]),
+        &[("attributes", "load_balancing.cross_zone.enabled=true"), ("additional-resource-tags", "team=a")],
+    );
+    settle(&aws, &web, &world(&["i-1"])).await;
+    let fake = restart(aws);
+    fake.reset_calls();
+    let aws = provider(fake);
+    assert_eq!(settle(&aws, &web, &world(&["i-1"])).await.outcome, Outcome::Converged);
+    assert!(aws.api().calls().keys().all(|op| !op.is_write()), "{:?}", aws.api().calls());
+}
+
+#[tokio::test]
+async fn release_takes_everything_away_although_aws_lets_go_late() {
+    let fake = account();
+    fake.set_linger(2);
+    let (empty, aws) = (fake.show(), provider(fake));
+    let web = service("web", UID, &["TCP 80 30080", "UDP 53 30053"]);
+    settle(&aws, &web, &world(&["i-1"])).await;
+
+    let report = aws.release(&web).await;
+    assert!(!report.released);
+    assert!(matches!(report.outcome, Outcome::Retry { .. }), "{report:?}");
+    let report = release(&aws, &web).await;
+    assert_eq!(report.outcome, Outcome::Converged);
+    assert_eq!(aws.api().show(), empty);
+    // Once more does no harm.
+    aws.api().reset_calls();
+    assert!(aws.release(&web).await.released);
+    assert_eq!(aws.api().call_count(), 0);
+}
+
+#[tokio::test]
+async fn whatever_changes_ends_in_the_state_of_a_new_service() {
+    let world_a = world(&["i-1", "i-2"]);
+    let world_b = world(&["i-2", "i-3", "i-4"]);
+    let before = service("web", UID, &["TCP 80 30080", "TCP 443 30443"]);
+    let mut local = before.clone();
+    local.external_traffic_policy = service_model::TrafficPolicy::Local;
+    local.health_check_node_port = Some(32000);
+    let mut ranges = before.clone();
+    ranges.source_ranges = vec!["10.0.0.0/8".parse().unwrap(), "192.0.2.0/24".parse().unwrap()];
+    let changes = [
+        service("web", UID, &["TCP 80 30080"]),
+        service("web", UID, &["TCP 80 30080", "UDP 53 30053", "TCP 443 30443"]),
+        service("web", UID, &["UDP 80 30080", "TCP 443 30443"]),
+        service("web", UID, &["TCP 80 30080", "UDP 80 30080"]),
+        local,
+        ranges,
+        annotate(before.clone(), &[("scheme", "internet-facing")]),
+        annotate(before.clone(), &[("subnets", "subnet-a")]),
+        annotate(before.clone(), &[("additional-resource-tags", "team=a,stage=test")]),
+        annotate(before.clone(), &[("target-group-attributes", "deregistration_delay.timeout_seconds=5")]),
+        annotate(before.clone(), &[("healthcheck-interval", "30"), ("healthcheck-protocol", "http")]),
+    ];
+    for after in changes {
+        let changed = provider(account());
+        settle(&changed, &before, &world_a).await;
+        let report = settle(&changed, &after, &world_b).await;
+        assert_eq!(report.outcome, Outcome::Converged, "{after:?}: {:?}", report.notes);
+        let fresh = provider(account());
+        settle(&fresh, &after, &world_b).await;
+        // A target group keeps the name that it was made with.
+        let strip = |text: String| without_group_names(&text);
+        assert_eq!(strip(changed.api().show()), strip(fresh.api().show()), "{after:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_node_port_moves_the_targets_of_the_same_target_group() {
+    let aws = provider(account());
+    settle(&aws, &service("web", UID, &["TCP 80 30080"]), &world(&["i-1"])).await;
+    let moved = service("web", UID, &["TCP 80 31080"]);
+    settle(&aws, &moved, &world(&["i-1"])).await;
+    let shown = aws.api().show();
+    assert!(shown.contains("; i-1:31080;") && !shown.contains("i-1:30080"), "{shown}");
+    assert!(!aws.api().calls().contains_key(&Operation::ModifyListener));
+}
+
+#[tokio::test]
+async fn a_mistake_changes_nothing_and_says_everything() {
+    let aws = provider(account());
+    let world = world(&["i-1"]);
+    let web = service("web", UID, &["TCP 80 30080"]);
+    let published = settle(&aws, &web, &world).await.ingress;
+    let before = aws.api().show();
+    aws.api().reset_calls();
+    for (mistake, reason) in [
+        (("scheme", "public"), "InvalidAnnotation"),
+        (("schem", "internal"), "UnknownAnnotation"),
+        (("nlb-target-type", "ip"), "UnsupportedAnnotation"),
+        (("ssl-cert", "arn:aws:acm:x"), "UnsupportedAnnotation"),
+        (("subnets", "subnet-nowhere"), "InvalidAnnotation"),
+    ] {
+        let report = aws.reconcile(&annotate(web.clone(), &[mistake]), &world).await;
+        assert!(matches!(report.outcome, Outcome::Blocked { .. }), "{mistake:?}: {report:?}");
+        assert_eq!(reasons(&report), [reason]);
+        assert_eq!(report.ingress, published, "{mistake:?}");
+    }
+    let mut sctp = web.clone();
+    sctp.ports[0].protocol = Protocol::Sctp;
+    assert_eq!(reasons(&aws.reconcile(&sctp, &world).await), ["UnsupportedProtocol"]);
+    assert_eq!(aws.api().show(), before);
+    assert_eq!(aws.api().call_count(), 0, "{:?}", aws.api().calls());
+}
+
+#[tokio::test]
+async fn a_foreign_load_balancer_of_the_same_name_is_never_touched() {
+    let web = annotate(service("web", UID, &["TCP 80 30080"]), &[("name", "shop")]);
+    let world = world(&["i-1"]);
+    let foreign = NewLoadBalancer {
+        name: "shop".to_owned(),
+        scheme: Scheme::Internal,
+        subnets: vec!["subnet-a".to_owned()],
+        security_groups: Vec::new(),
+        tags: Tags::from([("owner".to_owned(), "payroll".to_owned())]),
+    };
+    let fake = account();
+    fake.create_load_balancer(&foreign).await.unwrap();
+    let before = fake.show();
+    let aws = provider(fake);
+    let report = aws.reconcile(&web, &world).await;
+    assert!(matches!(&report.outcome, Outcome::Blocked { why } if why.contains("named shop")), "{report:?}");
+    assert_eq!((reasons(&report), report.ingress), (vec!["NameTaken"], None));
+    assert!(release(&aws, &web).await.released);
+    assert_eq!(aws.api().show(), before);
+}
+
+#[tokio::test]
+async fn a_foreign_load_balancer_that_appears_after_the_listing_is_not_hijacked_either() {
+    let world = world(&["i-1"]);
+    let web = annotate(service("web", UID, &["TCP 80 30080"]), &[("name", "shop")]);
+    let aws = provider(account());
+    // The listing happens here; AWS's answer to the same name with the same settings is "done".
+    settle(&aws, &service("other", "uid-0", &["TCP 80 30081"]), &world).await;
+    let plan = aws.plan(&web, &world).await.unwrap();
+    aws.execute(&plan.batches[..1]).await.unwrap();
+    let groups = aws.api().security_groups(VPC).await.unwrap();
+    let group = groups.iter().find(|g| g.name.contains("web")).unwrap();
+    let foreign = NewLoadBalancer {
+        name: "shop".to_owned(),
+        scheme: Scheme::Internal,
+        subnets: vec!["subnet-a".to_owned(), "subnet-b".to_owned()],
+        security_groups: vec![group.id.clone()],
+        tags: Tags::from([("owner".to_owned(), "payroll".to_owned())]),
+    };
+    aws.api().create_load_balancer(&foreign).await.unwrap();
+    let report = settle(&aws, &web, &world).await;
+    assert!(matches!(&report.outcome, Outcome::Blocked { why } if why.contains("named shop")), "{report:?}");
+    let shown = aws.api().show();
+    assert!(
+        shown.contains("owner=payroll") && !shown.contains("listener 80 TCP to k8s-default-web"),
+        "{shown}"
+    );
+}
+
+#[tokio::test]
+async fn a_service_created_again_under_its_name_never_adopts_what_was_left() {
+    let world = world(&["i-1"]);
+    for name in [None, Some("shop")] {
+        let of_uid = |uid| {
+            let service = service("web", uid, &["TCP 80 30080"]);
+            name.map_or(service.clone(), |name| annotate(service, &[("name", name)]))
+        };
+        let aws = provider(account());
+        settle(&aws, &of_uid(UID), &world).await;
+        // The first one's finalizer was taken off by hand; a second one comes.
+        let aws = provider(restart(aws));
+        let report = settle(&aws, &of_uid("uid-2"), &world).await;
+        assert_eq!(report.outcome, Outcome::Converged);
+        let fresh = provider(account());
+        settle(&fresh, &of_uid("uid-2"), &world).await;
+        assert_eq!(aws.api().show(), fresh.api().show());
+    }
+}
+
+#[tokio::test]
+async fn what_aws_load_balancer_controller_made_is_taken_over_by_tags_alone() {
+    let aws = provider(account());
+    let (web, world) = (service("web", UID, &["TCP 80 30080"]), world(&["i-1"]));
+    settle(&aws, &web, &world).await;
+    let fake = restart(aws);
+    // Theirs carry no UID; the hash in their names proves it.
+    let key = ["fairlead.dev/service-uid".to_owned()];
+    let mut arns: Vec<String> = fake.load_balancers().await.unwrap().into_iter().map(|lb| lb.arn).collect();
+    for arn in arns.clone() {
+        arns.extend(fake.listeners(&arn).await.unwrap().into_iter().map(|l| l.arn));
+    }
+    arns.extend(fake.target_groups().await.unwrap().into_iter().map(|g| g.arn));
+    fake.remove_tags(&arns, &key).await.unwrap();
+    let group = fake.security_groups(VPC).await.unwrap().remove(0);
+    fake.untag_security_group(&group.id, &key).await.unwrap();
+
+    let aws = provider(fake);
+    let plan = aws.plan(&web, &world).await.unwrap().to_string();
+    assert_eq!(
+        plan,
+        format!(
+            "tag load balancer {NAME}, listener 80 on {NAME}, target group k8s-default-web-e35df15498: \
+             fairlead.dev/service-uid={UID}\n\n\
+             tag security group k8s-default-web-1caaa375f0: fairlead.dev/service-uid={UID}\n"
+        )
+    );
+    settle(&aws, &web, &world).await;
+    assert!(aws.plan(&web, &world).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_load_balancer_of_unknown_origin_is_neither_taken_over_nor_deleted() {
+    let (web, world) = (annotate(service("web", UID, &["TCP 80 30080"]), &[("name", "shop")]), world(&[]));
+    let fake = account();
+    let tags = [("elbv2.k8s.aws/cluster", CLUSTER), ("service.k8s.aws/stack", "default/web")];
+    let unproven = NewLoadBalancer {
+        name: "shop".to_owned(),
+        scheme: Scheme::Internal,
+        subnets: vec!["subnet-a".to_owned()],
+        security_groups: Vec::new(),
+        tags: tags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+    };
+    fake.create_load_balancer(&unproven).await.unwrap();
+    let before = fake.show();
+    let aws = provider(fake);
+    let report = aws.reconcile(&web, &world).await;
+    let Outcome::Blocked { why } = &report.outcome else { panic!("{report:?}") };
+    assert!(why.contains(&format!("fairlead.dev/service-uid={UID}")), "{why}");
+    assert_eq!(reasons(&release(&aws, &web).await), ["LoadBalancerLeft"]);
+    assert_eq!(aws.api().show(), before);
+}
+
+#[tokio::test]
+async fn deletion_protection_holds_until_the_annotation_is_taken_away() {
+    let aws = provider(account());
+    let empty = aws.api().show();
+    let web = service("web", UID, &["TCP 80 30080"]);
+    let protected = annotate(web.clone(), &[("attributes", "deletion_protection.enabled=true")]);
+    let world = world(&["i-1"]);
+    settle(&aws, &protected, &world).await;
+    for attempt in [
+        aws.release(&protected).await,
+        aws.reconcile(&annotate(protected.clone(), &[("scheme", "internet-facing")]), &world).await,
+    ] {
+        assert_eq!(reasons(&attempt), ["DeletionProtected"]);
+        assert!(!attempt.released && matches!(attempt.outcome, Outcome::Blocked { .. }));
+    }
+    release(&aws, &web).await;
+    assert_eq!(aws.api().show(), empty);
+}
+
+#[tokio::test]
+async fn errors_that_somebody_must_act_on_become_notes() {
+    for (code, reason, retried) in [
+        ("AccessDenied", Some("AccessDenied"), true),
+        ("TooManyLoadBalancers", Some("QuotaExceeded"), true),
+        ("InvalidConfigurationRequest", Some("RefusedByAws"), false),
+        ("ThrottlingException", None, true),
+        ("InternalFailure", None, true),
+    ] {
+        let aws = provider(account());
+        aws.api().fail_write(0, Fault::Refuse(code));
+        let (web, world) = (service("web", UID, &["TCP 80 30080"]), world(&["i-1"]));
+        let report = aws.reconcile(&web, &world).await;
+        assert_eq!(reasons(&report), reason.into_iter().collect::<Vec<_>>(), "{code}");
+        assert_eq!(matches!(report.outcome, Outcome::Retry { .. }), retried, "{code}: {report:?}");
+        assert_eq!(settle(&aws, &web, &world).await.outcome, Outcome::Converged, "{code}");
+    }
+}
+
+/// The account outlives the controller.
+fn restart(
+    provider: cloud_controller::aws::Provider<cloud_controller::aws::fake::Fake>,
+) -> cloud_controller::aws::fake::Fake {
+    provider.into_api()
+}
+
+/// The hashes of target groups' names depend on how they were first made.
+fn without_group_names(shown: &str) -> Vec<String> {
+    let words = |line: &str| -> String {
+        let target = line.starts_with("target group") || line.contains(" to k8s-");
+        let keep = |word: &&str| !(target && word.starts_with("k8s-"));
+        let line: Vec<&str> = line.split(' ').filter(keep).collect();
+        line.join(" ")
+    };
+    let mut lines: Vec<String> = shown.lines().map(words).collect();
+    lines.sort();
+    lines
+}
