@@ -21,25 +21,20 @@ async fn a_service_gets_an_external_ip_and_its_pods_are_reached() -> Result<()> 
     let service = lab.service("web").await?;
 
     // From outside, through the balancer.
-    let answers = lab.client().http_eventually(SocketAddr::new(ip, service.port()?), 100).await?;
-    ensure!(
-        answers.by_pod().len() == 2 && answers.by_pod().values().all(|count| *count >= 10),
-        "100 connections went to {answers}"
-    );
+    let answers = lab.client().http_spread(SocketAddr::new(ip, service.port()?), 100, 2).await?;
+    ensure!(answers.by_pod().values().all(|count| *count >= 10), "100 connections went to {answers}");
     // From outside, by every node's address, also where no pod is.
     for node in &lab.nodes {
         for address in node.host.addresses() {
             let target = SocketAddr::new(address, service.node_port()?);
-            let answers = lab.client().http_eventually(target, 20).await?;
-            ensure!(answers.by_pod().len() == 2, "{target} was answered by {answers}");
+            lab.client().http_spread(target, 20, 2).await?;
         }
     }
     // From a pod, by cluster IP, and by the external IP.
     let mut targets = service.all_cluster()?;
     targets.push(SocketAddr::new(ip, service.port()?));
     for target in targets {
-        let answers = lab.inside(&pods[0])?.http_eventually(target, 20).await?;
-        ensure!(answers.by_pod().len() == 2, "{target} was answered by {answers}");
+        lab.inside(&pods[0])?.http_spread(target, 20, 2).await?;
     }
     Ok(())
 }

@@ -104,6 +104,20 @@ impl Client {
         self.http(target, count).await.complete()
     }
 
+    /// Asks that often, again and again until so many pods answer and no request fails: a ready
+    /// pod is in the API before it is in the nodes' rules.
+    ///
+    /// # Errors
+    /// With the last answers, when that does not happen in time.
+    pub async fn http_spread(&self, target: SocketAddr, count: usize, pods: usize) -> Result<Answers> {
+        wait::until(&format!("{target} is answered by {pods} pods"), SETTLE, async || {
+            let answers = self.http(target, count).await.complete()?;
+            ensure!(answers.by_pod().len() == pods, "answered by {answers}");
+            Ok(answers)
+        })
+        .await
+    }
+
     /// That many datagrams, each from a new port, and their answers.
     pub async fn udp(&self, target: SocketAddr, count: usize) -> Answers {
         let requests = futures::stream::iter((0..count).map(|_| self.ask_by_udp(target, "hello")));
