@@ -1,0 +1,182 @@
+//! A moto server of its own for a test, and a VPC with instances in it.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use aws_sdk_ec2::config::{Credentials, Region};
+use aws_sdk_ec2::types::{AttributeBooleanValue, InstanceType};
+use cloud_controller::aws::Provider;
+use cloud_controller::aws::api::Api;
+use cloud_controller::aws::budget::{Budget, Limit};
+use cloud_controller::aws::sdk::Sdk;
+
+use crate::aws_support::CLUSTER;
+
+const START_WITHIN: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+const REGION: &str = "us-east-1";
+
+/// Ends with the test.
+pub(crate) struct Moto {
+    server: Child,
+    pub(crate) url: String,
+}
+
+/// What is in the account before the controller comes.
+pub(crate) struct Site {
+    vpc: String,
+    pub(crate) private_subnets: BTreeSet<String>,
+    pub(crate) public_subnets: BTreeSet<String>,
+    pub(crate) instances: [String; 3],
+    api: Sdk,
+}
+
+/// How many of each there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Count {
+    load_balancers: usize,
+    target_groups: usize,
+    security_groups: usize,
+}
+
+impl Moto {
+    /// # Panics
+    /// If moto is not installed or does not start.
+    pub(crate) async fn start() -> Self {
+        let program = program();
+        assert!(
+            program.is_file(),
+            "there is no moto at {}: run scripts/setup, which makes the virtual environment .venv \
+             (or set FAIRLEAD_VENV to one with tests/moto/requirements.txt installed)",
+            program.display()
+        );
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let server = Command::new(&program)
+            .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut moto = Self { server, url: format!("http://{address}") };
+        let begun = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            if let Some(status) = moto.server.try_wait().unwrap() {
+                panic!("{} ended at once: {status}", program.display());
+            }
+            assert!(begun.elapsed() < START_WITHIN, "{} does not listen on {address}", program.display());
+            tokio::time::sleep(POLL).await;
+        }
+        moto
+    }
+
+    async fn config(&self) -> aws_config::SdkConfig {
+        let credentials = Credentials::builder()
+            .access_key_id("test")
+            .secret_access_key("test")
+            .provider_name("the test")
+            .build();
+        let loader = Sdk::base().region(Region::new(REGION)).endpoint_url(&self.url);
+        loader.credentials_provider(credentials).load().await
+    }
+
+    async fn api(&self) -> Sdk {
+        let plenty = NonZeroU32::new(10_000).unwrap();
+        let budget = Budget::new(|_| Limit { per_second: plenty, burst: plenty });
+        Sdk::from_config(&self.config().await, budget)
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+impl Site {
+    /// Two zones, each with a private and a public subnet, and three instances.
+    pub(crate) async fn build(moto: &Moto) -> Self {
+        let ec2 = aws_sdk_ec2::Client::new(&moto.config().await);
+        let vpc = ec2.create_vpc().cidr_block("10.0.0.0/16").send().await.unwrap();
+        let vpc = vpc.vpc().and_then(|v| v.vpc_id()).unwrap().to_owned();
+        let gateway = ec2.create_internet_gateway().send().await.unwrap();
+        let gateway = gateway.internet_gateway().and_then(|g| g.internet_gateway_id()).unwrap().to_owned();
+        ec2.attach_internet_gateway().internet_gateway_id(&gateway).vpc_id(&vpc).send().await.unwrap();
+        let table = ec2.create_route_table().vpc_id(&vpc).send().await.unwrap();
+        let table = table.route_table().and_then(|t| t.route_table_id()).unwrap().to_owned();
+        let route = ec2.create_route().route_table_id(&table).destination_cidr_block("0.0.0.0/0");
+        route.gateway_id(&gateway).send().await.unwrap();
+        let (mut private_subnets, mut public_subnets) = (BTreeSet::new(), BTreeSet::new());
+        for (i, (zone, public)) in
+            [("a", false), ("b", false), ("a", true), ("b", true)].into_iter().enumerate()
+        {
+            let subnet = ec2.create_subnet().vpc_id(&vpc).cidr_block(format!("10.0.{i}.0/24"));
+            let subnet = subnet.availability_zone(format!("{REGION}{zone}")).send().await.unwrap();
+            let id = subnet.subnet().and_then(|s| s.subnet_id()).unwrap().to_owned();
+            if public {
+                ec2.associate_route_table().route_table_id(&table).subnet_id(&id).send().await.unwrap();
+                let flag = AttributeBooleanValue::builder().value(true).build();
+                let modify = ec2.modify_subnet_attribute().subnet_id(&id);
+                modify.map_public_ip_on_launch(flag).send().await.unwrap();
+                public_subnets.insert(id);
+            } else {
+                private_subnets.insert(id);
+            }
+        }
+        let run = ec2.run_instances().image_id("ami-12c6146b").instance_type(InstanceType::T3Micro);
+        let run = run.min_count(3).max_count(3).subnet_id(private_subnets.first().unwrap());
+        let reservation = run.send().await.unwrap();
+        let instances: Vec<String> =
+            reservation.instances().iter().map(|i| i.instance_id().unwrap().to_owned()).collect();
+        let instances = instances.try_into().unwrap();
+        Self { vpc, private_subnets, public_subnets, instances, api: moto.api().await }
+    }
+
+    pub(crate) async fn api(&self, moto: &Moto) -> Sdk {
+        moto.api().await
+    }
+
+    /// As after a start: it knows nothing yet.
+    pub(crate) async fn provider(&self, moto: &Moto) -> Provider<Sdk> {
+        Provider::with_api(moto.api().await, CLUSTER, &self.vpc)
+    }
+
+    pub(crate) async fn count(&self) -> Count {
+        Count {
+            load_balancers: self.api.load_balancers().await.unwrap().len(),
+            target_groups: self.api.target_groups().await.unwrap().len(),
+            security_groups: self.api.security_groups(&self.vpc).await.unwrap().len(),
+        }
+    }
+
+    pub(crate) async fn frontend_rules(&self, api: &Sdk) -> Vec<String> {
+        let groups = api.security_groups(&self.vpc).await.unwrap();
+        let ours = groups.iter().find(|g| g.name.starts_with("k8s-default-web-")).unwrap();
+        ours.rules.iter().map(ToString::to_string).collect()
+    }
+}
+
+impl Count {
+    /// With so many more.
+    pub(crate) fn with(self, load_balancers: usize, target_groups: usize, security_groups: usize) -> Self {
+        Self {
+            load_balancers: self.load_balancers + load_balancers,
+            target_groups: self.target_groups + target_groups,
+            security_groups: self.security_groups + security_groups,
+        }
+    }
+}
+
+fn program() -> PathBuf {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let venv = std::env::var_os("FAIRLEAD_VENV").map_or_else(|| root.join(".venv"), PathBuf::from);
+    venv.join("bin/moto_server")
+}
