@@ -1,0 +1,112 @@
+//! One Service, in as many shapes as the tests need.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use node_agent::config::{Config, NodePortAddresses};
+use service_model::{
+    Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Node, NodeAddress, NodeAddressKind,
+    Object, ObjectName, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
+};
+
+use crate::hosts::Host;
+
+/// The Service `ns/shop`, TCP and UDP port 80.
+#[derive(Clone)]
+pub(crate) struct Shop<'a> {
+    pub(crate) endpoints: Vec<&'a Host>,
+    /// Those of the endpoints that are said to be on another node.
+    pub(crate) elsewhere: Vec<&'a Host>,
+    pub(crate) target_port: u16,
+    /// NodePort 30080, external and load balancer addresses.
+    pub(crate) exposed: bool,
+    pub(crate) external_policy: TrafficPolicy,
+}
+
+impl Default for Shop<'_> {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            elsewhere: Vec::new(),
+            target_port: 8080,
+            exposed: false,
+            external_policy: TrafficPolicy::Cluster,
+        }
+    }
+}
+
+pub(crate) fn config() -> Config {
+    Config {
+        node_name: "node".into(),
+        cluster_cidrs: "10.244.0.0/16,fd00:10:244::/56".parse().unwrap(),
+        masquerade_all: false,
+        nodeport_addresses: NodePortAddresses::Primary,
+    }
+}
+
+impl Shop<'_> {
+    pub(crate) fn cluster_ips(&self) -> [IpAddr; 2] {
+        ["10.96.0.10".parse().unwrap(), "fd00:10:96::10".parse().unwrap()]
+    }
+
+    /// An external and a load balancer address of the same family.
+    pub(crate) fn external_ips(&self, like: IpAddr) -> [IpAddr; 2] {
+        match like {
+            IpAddr::V4(_) => [Ipv4Addr::new(172, 30, 0, 200), Ipv4Addr::new(172, 30, 0, 201)].map(Into::into),
+            IpAddr::V6(_) => {
+                ["fd00:172:30::200", "fd00:172:30::201"].map(|ip| ip.parse::<Ipv6Addr>().unwrap().into())
+            }
+        }
+    }
+
+    pub(crate) fn changes(&self, node: &Host) -> Vec<Change> {
+        let mut object = Node::new("node".into());
+        let addresses = [IpAddr::from(node.v4), IpAddr::from(node.v6)];
+        object.addresses = addresses.map(|ip| NodeAddress { kind: NodeAddressKind::Internal, ip }).to_vec();
+        let objects = [Object::Node(object), Object::Service(self.service())];
+        let slices = self.cluster_ips().map(|ip| Object::EndpointSlice(self.slice(ip)));
+        objects.into_iter().chain(slices).map(Change::Apply).collect()
+    }
+
+    fn service(&self) -> Service {
+        let mut service = Service::new(ObjectName::new("ns", "shop"));
+        service.service_type = ServiceType::LoadBalancer;
+        service.cluster_ips = self.cluster_ips().to_vec();
+        service.external_traffic_policy = self.external_policy;
+        if self.exposed {
+            for ip in self.cluster_ips() {
+                let [external, balancer] = self.external_ips(ip);
+                service.external_ips.push(external);
+                service.ingress.push(Ingress { ip: Some(balancer), ..Ingress::default() });
+            }
+        }
+        let port = |(name, protocol): (&str, Protocol)| ServicePort {
+            name: name.into(),
+            protocol,
+            port: 80,
+            node_port: self.exposed.then_some(30080),
+        };
+        service.ports = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)].map(port).to_vec();
+        service
+    }
+
+    fn slice(&self, like: IpAddr) -> EndpointSlice {
+        let port = |(name, protocol): (&str, Protocol)| EndpointPort {
+            name: name.into(),
+            protocol,
+            port: self.target_port,
+        };
+        let endpoint = |host: &&Host| {
+            let mut endpoint = Endpoint::ready(host.address(like));
+            let elsewhere = self.elsewhere.iter().any(|other| other.name == host.name);
+            endpoint.node = Some(if elsewhere { "another" } else { "node" }.into());
+            endpoint
+        };
+        EndpointSlice {
+            name: ObjectName::new("ns", if like.is_ipv4() { "shop-v4" } else { "shop-v6" }),
+            service: ObjectName::new("ns", "shop"),
+            family: IpFamily::of(like),
+            ports: [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)].map(port).to_vec(),
+            endpoints: self.endpoints.iter().map(endpoint).collect(),
+        }
+    }
+}
