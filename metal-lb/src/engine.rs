@@ -17,13 +17,16 @@ use crate::health::{Check, Checks, HealthReport};
 use crate::members::transport::{Heard, Tier};
 use crate::members::{Members, Ownership, Standing};
 use crate::metrics::Events;
-use crate::neighbours::Neighbours;
+use crate::neighbours::{Neighbours, NextHop};
 use crate::observed::{Observed, ObservedListener, ObservedTarget};
 use crate::plan::{Backend, Plan, plan, plan_host};
 use crate::resolve::{Inputs, checks_of, node_addresses, resolve, vips_of};
 
 /// A new process leaves what an earlier one programmed alone until it knows as much, or for this long.
 const INFORMED_BY: Duration = Duration::from_secs(2);
+/// The first process waits this long for the nodes' link-layer addresses, so that it need not begin
+/// with an empty table.
+const RESOLVED_BY: Duration = Duration::from_millis(300);
 /// After the maps refused a step.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -77,7 +80,8 @@ pub struct Engine<B> {
     observed: Observed,
     /// Why plans left something out.
     notes: BTreeMap<Ipv4Addr, Vec<String>>,
-    started: Duration,
+    /// When the first one came.
+    document_at: Option<Duration>,
     informed: bool,
     changed: bool,
     retry_at: Option<Duration>,
@@ -102,7 +106,7 @@ impl<B: Backend> Engine<B> {
             planned: Desired::default(),
             observed,
             notes: BTreeMap::new(),
-            started: now,
+            document_at: None,
             informed: false,
             changed: true,
             retry_at: None,
@@ -116,7 +120,7 @@ impl<B: Backend> Engine<B> {
     /// Takes in what happened. Nothing is decided before [`Engine::settle`].
     pub fn take(&mut self, input: Input, now: Duration) {
         match input {
-            Input::Document(config) => self.take_document(config),
+            Input::Document(config) => self.take_document(config, now),
             Input::Heard(Heard::Answer { peer, age }) => return self.members.on_answer(&peer, age, now),
             Input::Heard(Heard::Hello { peer, generation, owned }) => {
                 return self.members.on_hello(&peer, generation, owned, now);
@@ -139,7 +143,7 @@ impl<B: Backend> Engine<B> {
         self.changed = true;
     }
 
-    fn take_document(&mut self, config: Arc<Config>) {
+    fn take_document(&mut self, config: Arc<Config>, now: Duration) {
         tracing::info!(generation = %config.generation, listeners = config.listeners.len(), "document in force");
         let hosts: BTreeSet<String> = config.hosts.iter().map(|h| h.name.clone()).collect();
         let tier = Tier::of(&config, &self.name);
@@ -148,13 +152,14 @@ impl<B: Backend> Engine<B> {
         }
         let (vips, peers) =
             if tier.is_some() { (vips_of(&config), hosts) } else { (BTreeSet::new(), BTreeSet::new()) };
-        self.members.set_document(config.generation, vips, &peers);
+        self.members.set_document(config.generation, vips, &peers, now);
         let wanted = checks_of(&config);
         self.checks.retain(|check, _| wanted.contains(check));
         update(&self.outputs.checks, wanted);
         update(&self.outputs.nodes, node_addresses(&config));
         update(&self.outputs.tier, tier);
         self.config = Some(config);
+        self.document_at.get_or_insert(now);
     }
 
     /// Decides, plans and applies. To be called after inputs, and every few milliseconds without
@@ -191,17 +196,24 @@ impl<B: Backend> Engine<B> {
         for (peer, live) in peers.iter().filter(|(peer, live)| self.peers.get(*peer) != Some(live)) {
             tracing::info!(%peer, "{}", if *live { "is alive" } else { "is not heard" });
         }
-        for (vip, ownership) in owners.iter().filter(|(vip, new)| self.owners.get(vip) != Some(new)) {
-            tracing::info!(%vip, owner = ownership.owner.as_deref().unwrap_or("nobody"), "{}", ownership.why);
+        let owner = |o: &Ownership| o.owner.clone();
+        for (vip, new) in
+            owners.iter().filter(|(vip, new)| self.owners.get(vip).map(owner) != Some(owner(new)))
+        {
+            tracing::info!(%vip, owner = new.owner.as_deref().unwrap_or("nobody"), "{}", new.why);
         }
     }
 
-    /// Whether as much is known as an earlier process knew that may have programmed the maps.
+    /// Whether as much is known as an earlier process knew that may have programmed the maps; for
+    /// the first process, whether the nodes are resolved.
     fn is_informed(&self, config: &Config, now: Duration) -> bool {
-        let looked_up = |node: &Ipv4Addr| self.neighbours.next_hops.contains_key(node);
+        let hops: Vec<_> =
+            node_addresses(config).iter().map(|node| self.neighbours.next_hops.get(node).copied()).collect();
+        let first = self.observed.listeners.is_empty();
         let asked = || checks_of(config).iter().all(|check| self.checks.contains_key(check));
-        node_addresses(config).iter().all(looked_up)
-            && (self.observed.listeners.is_empty() || asked() || now >= self.started + INFORMED_BY)
+        let complete = !hops.contains(&Some(NextHop::Unresolved)) && (first || asked());
+        let patience = if first { RESOLVED_BY } else { INFORMED_BY };
+        !hops.contains(&None) && (complete || self.document_at.is_some_and(|at| now >= at + patience))
     }
 
     /// `false` when the maps refused something.

@@ -23,8 +23,11 @@ pub(super) const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 const HOST_LOST: Duration = Duration::from_millis(350);
 /// A control process that is silent for longer has not just been restarted.
 const CONTROL_LOST: Duration = Duration::from_secs(10);
-/// A host that starts listens for this long before it claims anything.
+/// A host that starts, or whose link comes back, listens for this long before it claims anything.
 const LISTEN_FIRST: Duration = Duration::from_millis(800);
+/// Hellos can arrive before any probe is answered: ours wait for ARP, which tries again each second.
+/// Until then what they say holds for this long.
+const GREETING: Duration = Duration::from_secs(1);
 /// How long a host may run an older document than another before it is given no more VIPs…
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// … and before it owns none.
@@ -66,8 +69,9 @@ pub struct Members {
 struct Peer {
     answered: Option<Duration>,
     control_seen: Option<Duration>,
-    /// Its last hello since it was heard again.
+    /// Its last hello, and when that was; nothing from before it was lost.
     said: Option<(Generation, Claims)>,
+    said_at: Duration,
 }
 
 impl Members {
@@ -93,7 +97,11 @@ impl Members {
         generation: Generation,
         vips: BTreeSet<Ipv4Addr>,
         hosts: &BTreeSet<String>,
+        now: Duration,
     ) {
+        if self.peers.is_empty() {
+            self.listening_since = now;
+        }
         self.generation = generation;
         self.mine.retain(|vip, _| vips.contains(vip));
         self.vips = vips;
@@ -117,6 +125,7 @@ impl Members {
             peer.control_seen = Some(now);
             self.greeted |= peer.said.is_none();
             peer.said = Some((generation, claims));
+            peer.said_at = now;
         }
     }
 
@@ -143,13 +152,14 @@ impl Members {
         if !self.carrier {
             self.mine.clear();
         }
-        // What a lost host owned is no longer its own, also when it comes back.
-        self.peers.values_mut().filter(|p| !p.is_live(now)).for_each(|p| p.said = None);
+        self.peers.values_mut().for_each(|peer| peer.forget_if_lost(now));
         let live: Vec<String> = self.live(now);
         self.note_newest(&live, now);
         let unheard = self.unheard(now);
         // Someone must serve: a tier that is behind as a whole is not.
-        let holders = self.not_behind(&live, LEFT_BEHIND, now);
+        let greeting = self.peers.iter().filter(|(_, p)| p.is_greeting()).map(|(name, _)| name.clone());
+        let holders: Vec<String> = live.iter().cloned().chain(greeting).collect();
+        let holders = self.not_behind(&holders, LEFT_BEHIND, now);
         let takers = self.not_behind(&live, CATCH_UP, now);
 
         let mut load: BTreeMap<&str, usize> = takers.iter().map(|h| (h.as_str(), 0)).collect();
@@ -251,6 +261,19 @@ impl Peer {
     fn is_live(&self, now: Duration) -> bool {
         let within = |seen: Option<Duration>, limit| seen.is_some_and(|at| now.saturating_sub(at) <= limit);
         within(self.answered, HOST_LOST) && within(self.control_seen, CONTROL_LOST)
+    }
+
+    /// It speaks, and we do not know yet whether it hears us.
+    fn is_greeting(&self) -> bool {
+        self.answered.is_none() && self.said.is_some()
+    }
+
+    /// What a lost host owned is no longer its own, also when it comes back.
+    fn forget_if_lost(&mut self, now: Duration) {
+        let greets = self.is_greeting() && now.saturating_sub(self.said_at) <= GREETING;
+        if !self.is_live(now) && !greets {
+            (self.answered, self.said) = (None, None);
+        }
     }
 
     fn claim(&self, vip: Ipv4Addr) -> Option<u64> {

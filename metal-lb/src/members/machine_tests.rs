@@ -25,6 +25,8 @@ struct Tier {
     vips: BTreeSet<Ipv4Addr>,
     /// Hosts that cannot hear the others though their link is up.
     apart: BTreeSet<String>,
+    /// Hosts whose probes are not answered, because they wait for ARP; they hear hellos.
+    unanswered: BTreeSet<String>,
 }
 
 fn generation(counter: u64) -> Generation {
@@ -44,7 +46,8 @@ impl Tier {
             link: true,
         };
         let hosts = (1..=hosts).map(|n| (format!("lb-{n}"), host())).collect();
-        let mut tier = Self { now, steps: 0, hosts, vips, apart: BTreeSet::new() };
+        let mut tier =
+            Self { now, steps: 0, hosts, vips, apart: BTreeSet::new(), unanswered: BTreeSet::new() };
         for name in tier.names() {
             tier.start(&name);
         }
@@ -70,7 +73,7 @@ impl Tier {
         let host = self.host(name);
         let mut members = Members::new(name, host.pinned.clone(), now);
         members.set_carrier(host.link, now);
-        members.set_document(host.generation, vips, &names);
+        members.set_document(host.generation, vips, &names, now);
         host.members = Some(members);
     }
 
@@ -88,11 +91,11 @@ impl Tier {
     }
 
     fn document(&mut self, name: &str, counter: u64) {
-        let (names, vips) = (self.names(), self.vips.clone());
+        let (names, vips, now) = (self.names(), self.vips.clone(), self.now);
         let host = self.host(name);
         host.generation = generation(counter);
         if let Some(members) = &mut host.members {
-            members.set_document(generation(counter), vips, &names);
+            members.set_document(generation(counter), vips, &names, now);
         }
     }
 
@@ -128,7 +131,9 @@ impl Tier {
                 if self.apart.contains(name) != self.apart.contains(peer) {
                     continue;
                 }
-                members.on_answer(peer, *age, now);
+                if !self.unanswered.contains(name) {
+                    members.on_answer(peer, *age, now);
+                }
                 if let Some((generation, claims)) = said.get(peer) {
                     members.on_hello(peer, *generation, claims.clone(), now);
                 }
@@ -173,6 +178,19 @@ fn a_lost_hosts_vips_move_within_half_a_second_and_stay_when_it_returns() {
     tier.link("lb-1", true);
     tier.run(Duration::from_secs(30));
     assert!(tier.owners().values().all(|o| *o == ["lb-2"]), "nothing is pre-empted: {:?}", tier.owners());
+}
+
+#[test]
+fn a_host_whose_probes_wait_for_arp_after_a_link_loss_believes_what_it_is_told() {
+    let mut tier = Tier::settled(2, 4);
+    tier.link("lb-1", false);
+    tier.run(Duration::from_secs(2));
+    tier.unanswered.insert("lb-1".into());
+    tier.link("lb-1", true);
+    tier.run(Duration::from_millis(1200));
+    tier.unanswered.clear();
+    tier.run(Duration::from_secs(5));
+    assert!(tier.owners().values().all(|o| *o == ["lb-2"]), "{:?}", tier.owners());
 }
 
 #[test]
@@ -263,10 +281,21 @@ fn documents_that_arrive_a_moment_apart_move_nothing_and_spread_what_is_new() {
 }
 
 #[test]
+fn a_host_listens_from_its_first_document_on() {
+    let vip = Ipv4Addr::new(10, 0, 0, 1);
+    let mut members = Members::new("lb-1", BTreeSet::new(), Duration::ZERO);
+    let hosts = ["lb-1", "lb-2"].map(String::from).into();
+    let minute = Duration::from_secs(60);
+    members.set_document(generation(1), [vip].into(), &hosts, minute);
+    assert_eq!(members.decide(minute)[&vip].owner, None, "a peer may have it");
+    assert_eq!(members.decide(minute + LISTEN_FIRST)[&vip].owner.as_deref(), Some("lb-1"));
+}
+
+#[test]
 fn only_a_live_host_counts() {
     let mut members = Members::new("lb-1", BTreeSet::new(), Duration::ZERO);
     let hosts = ["lb-1", "lb-2"].map(String::from).into();
-    members.set_document(generation(1), BTreeSet::new(), &hosts);
+    members.set_document(generation(1), BTreeSet::new(), &hosts, Duration::ZERO);
     let is_live = |members: &Members, now| members.peers(now).next() == Some(("lb-2", true));
     let at = Duration::from_millis;
     members.on_answer("lb-2", at(100), at(1000));

@@ -1,5 +1,5 @@
 //! Hosts as network namespaces on one switch; gone at the end, also after a panic.
-#![allow(unreachable_pub, clippy::unwrap_used, reason = "a part of test binaries")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "a part of test binaries")]
 
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -42,6 +42,17 @@ impl Lan {
         let host = self.link(name, address);
         self.switch.run(|| pass::attach(name).unwrap());
         host
+    }
+
+    /// Takes a host off the switch, which keeps its carrier up; or puts it back.
+    pub fn set_connected(&self, name: &str, connected: bool) {
+        let master = if connected { "master br0" } else { "nomaster" };
+        self.switch.ip(&format!("link set {name} {master}"));
+    }
+
+    /// Takes the carrier of a host's link away; or gives it back.
+    pub fn set_carrier(&self, name: &str, up: bool) {
+        self.switch.ip(&format!("link set {name} {}", if up { "up" } else { "down" }));
     }
 
     fn link(&self, name: &str, address: Ipv4Addr) -> Host {

@@ -1,0 +1,256 @@
+//! Two hosts, two nodes and a client on one switch: real programs, real packets.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "support/certificates.rs"]
+mod certificates;
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/net.rs"]
+mod net;
+#[path = "support/node.rs"]
+mod node;
+#[path = "support/process.rs"]
+mod process;
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use certificates::Authority;
+use hyper::StatusCode;
+use metal_lb_api::TargetHealth;
+use net::{Host, Lan};
+use nix::sys::signal::Signal;
+use node::{HEALTH_PORT, NODE_PORT, Node};
+use process::Balancer;
+use serde_json::{Value, json};
+
+const CONTROLLER: &str = "fairlead-cloud-controller";
+const VIPS: [Ipv4Addr; 2] = [Ipv4Addr::new(172, 30, 0, 200), Ipv4Addr::new(172, 30, 0, 201)];
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How often the prober connects, and how long it waits for the handshake.
+const PROBE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+
+struct World {
+    balancers: Vec<Balancer>,
+    nodes: Vec<Node>,
+    client: Host,
+    lan: Lan,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    /// The tier, with both VIPs served and owned.
+    fn new(test: &str) -> Self {
+        let (folder, lan) = (tempfile::tempdir().unwrap(), Lan::new(test));
+        let authority = Authority::new(&folder.path().join("tls"));
+        let controller = authority.issue(CONTROLLER, None);
+        let client = lan.host("client", Ipv4Addr::new(172, 30, 0, 100));
+        let nodes = (1..=2).map(|n| Node::new(&lan, n)).collect();
+        let start = |n| Balancer::start(&lan, test, n, &authority, &controller, folder.path().to_owned());
+        let balancers = (1..=2).map(start).collect();
+        let world = Self { balancers, nodes, client, lan, _folder: folder };
+        for balancer in &world.balancers {
+            until("it takes a document", || balancer.put(&document(1)) == Some(StatusCode::OK));
+        }
+        until("every VIP has an owner", || VIPS.iter().all(|vip| world.owner(*vip).is_some()));
+        world
+    }
+
+    /// Whom all hosts that answer agree upon.
+    fn owner(&self, vip: Ipv4Addr) -> Option<usize> {
+        let states: Vec<_> = self.balancers.iter().filter_map(Balancer::state).collect();
+        let owners: BTreeSet<Option<String>> =
+            states.iter().map(|s| s.vips.iter().find(|v| v.vip == vip)?.owner.clone()).collect();
+        let name = owners.first().cloned().flatten().filter(|_| owners.len() == 1)?;
+        self.balancers.iter().position(|b| b.name == name)
+    }
+
+    /// A new connection through a VIP, and the node that answered.
+    fn connect(&self, vip: Ipv4Addr) -> std::io::Result<(BufReader<TcpStream>, String)> {
+        self.client.run(|| greet(vip, Duration::from_secs(2)))
+    }
+
+    /// Connects again and again while something happens; how long the longest time without success was.
+    fn probed(&self, vip: Ipv4Addr, happens: impl FnOnce()) -> Duration {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let prober = scope.spawn(|| {
+                self.client.run(|| {
+                    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+                    while !done.load(Ordering::SeqCst) {
+                        let begun = Instant::now();
+                        if greet(vip, PROBE.1).is_ok() {
+                            longest = longest.max(last.elapsed());
+                            last = Instant::now();
+                        }
+                        std::thread::park_timeout(PROBE.0.saturating_sub(begun.elapsed()));
+                    }
+                    longest.max(last.elapsed())
+                })
+            });
+            let happened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(happens));
+            done.store(true, Ordering::SeqCst);
+            let longest = prober.join().unwrap();
+            happened.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            longest
+        })
+    }
+}
+
+fn greet(vip: Ipv4Addr, patience: Duration) -> std::io::Result<(BufReader<TcpStream>, String)> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::from((vip, 80)), patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    let (mut stream, mut name) = (BufReader::new(stream), String::new());
+    stream.read_line(&mut name)?;
+    Ok((stream, name.trim().to_owned()))
+}
+
+fn exchange(stream: &mut BufReader<TcpStream>) {
+    stream.get_mut().write_all(b"hello").unwrap();
+    let mut back = [0; 5];
+    stream.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"hello");
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < DEADLINE, "after {DEADLINE:?}, not yet: {what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+fn document(counter: u64) -> Value {
+    let listener = |vip: &Ipv4Addr| {
+        json!({
+            "service": format!("shop/web-{}", vip.octets()[3]), "vip": vip, "protocol": "TCP", "port": 80,
+            "node_set": "all", "node_port": NODE_PORT, "health": {"port": HEALTH_PORT, "path": "/healthz"}
+        })
+    };
+    json!({
+        "schema": 1, "owner": "test", "generation": {"term": 1, "counter": counter}, "member_key": "5a".repeat(32),
+        "hosts": [
+            {"name": "lb-1", "address": "172.30.0.21:7947", "slot": 0},
+            {"name": "lb-2", "address": "172.30.0.22:7947", "slot": 1}
+        ],
+        "nodes": [
+            {"name": "node-1", "addresses": ["172.30.0.11"]}, {"name": "node-2", "addresses": ["172.30.0.12"]}
+        ],
+        "node_sets": [{"name": "all", "nodes": ["node-1", "node-2"]}],
+        "listeners": VIPS.iter().map(listener).collect::<Vec<_>>()
+    })
+}
+
+#[test]
+fn a_document_becomes_vips_that_are_shared_out_and_answer_from_every_node() {
+    let world = World::new("road");
+    assert_ne!(world.owner(VIPS[0]), world.owner(VIPS[1]), "each host owns one");
+    for vip in VIPS {
+        let nodes = (0..40).map(|_| world.connect(vip).unwrap().1).collect::<BTreeSet<String>>();
+        assert_eq!(nodes, ["node-1", "node-2"].map(String::from).into());
+    }
+    for balancer in &world.balancers {
+        assert!(balancer.probe("/readyz").starts_with("HTTP/1.1 200"));
+        let metrics = balancer.probe("/metrics");
+        let flows = "metal_lb_listener_new_flows_total{service=\"shop/web-";
+        assert!(metrics.lines().any(|l| l.starts_with(flows) && l.ends_with(" 40")), "{metrics}");
+        assert!(metrics.contains("metal_lb_peer_alive{peer=\"lb-"), "{metrics}");
+        let text = balancer.state_verb();
+        assert!(text.contains("TCP 172.30.0.200:80 shop/web-200: 2 of 2 targets take connections"), "{text}");
+        assert!(text.contains("in  node-1 172.30.0.11:30080 healthy: http://172.30.0.11:10256"), "{text}");
+    }
+}
+
+#[test]
+fn an_unhealthy_node_gets_no_new_connections_and_keeps_those_it_has() {
+    let world = World::new("health");
+    let (mut old, name) = world.connect(VIPS[0]).unwrap();
+    let node = world.nodes.iter().find(|n| n.name == name).unwrap();
+    node.set_healthy(false);
+    let is_out = |b: &Balancer| {
+        let targets = b.state().map(|s| s.listeners[0].targets.clone()).unwrap_or_default();
+        targets.iter().any(|t| t.node == name && t.health == TargetHealth::Unhealthy && !t.in_table)
+    };
+    until("both hosts have taken it out", || world.balancers.iter().all(is_out));
+    for _ in 0..20 {
+        assert_ne!(world.connect(VIPS[0]).unwrap().1, name);
+    }
+    exchange(&mut old);
+    node.set_healthy(true);
+    until("it is back", || !world.balancers.iter().any(is_out));
+    until("it gets connections again", || world.connect(VIPS[0]).is_ok_and(|(_, n)| n == name));
+}
+
+#[test]
+fn a_process_that_is_killed_or_stopped_leaves_everything_running_and_its_vips_in_place() {
+    let mut world = World::new("restart");
+    let vip = VIPS[0];
+    let owner = world.owner(vip).unwrap();
+    let mut connections: Vec<_> = (0..10).map(|_| world.connect(vip).unwrap().0).collect();
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        world.balancers[owner].end(signal);
+        connections.iter_mut().for_each(exchange);
+        for _ in 0..20 {
+            world.connect(vip).unwrap();
+        }
+        world.balancers[owner].spawn();
+        // Without another document: it is replayed.
+        until("it serves again", || {
+            let state = world.balancers[owner].state();
+            state.is_some_and(|s| s.generation.is_some() && s.listeners.iter().all(|l| l.programmed))
+        });
+        connections.iter_mut().for_each(exchange);
+        assert_eq!(world.owner(vip), Some(owner), "the VIP stays where it is");
+    }
+    let log = world.balancers[1 - owner].state_verb();
+    assert!(!log.contains(&format!("VIP {vip}: lb-{}", 2 - owner)), "{log}");
+}
+
+#[test]
+fn a_host_that_is_lost_is_replaced_and_does_not_take_its_vips_back() {
+    let world = World::new("lost");
+    let (vip, other_vip) = (VIPS[0], VIPS[1]);
+    let lost = world.owner(vip).unwrap();
+    let name = &world.balancers[lost].name;
+    let connect = |what: &str, vip| until(what, || world.connect(vip).is_ok());
+
+    let gap = world.probed(vip, || {
+        world.lan.set_carrier(name, false);
+        connect("the other host serves the VIP", vip);
+    });
+    eprintln!("carrier lost: {gap:?} without a new connection");
+    world.lan.set_carrier(name, true);
+    until("the tier agrees again", || world.owner(vip).is_some_and(|owner| owner != lost));
+    connect("the VIP is served", vip);
+    connect("the other VIP is served", other_vip);
+}
+
+#[test]
+fn a_partition_heals_to_one_owner_that_the_network_knows() {
+    let world = World::new("split");
+    let vip = VIPS[0];
+    let apart = world.owner(vip).unwrap();
+    let name = &world.balancers[apart].name;
+    let gap = world.probed(vip, || {
+        world.lan.set_connected(name, false);
+        until("the other host serves the VIP", || world.connect(vip).is_ok());
+    });
+    eprintln!("cut off: {gap:?} without a new connection");
+    let survivor = &world.balancers[1 - apart];
+    until("the other host owns everything", || {
+        let owned = survivor.state().map(|s| s.vips).unwrap_or_default();
+        owned.len() == 2 && owned.iter().all(|v| v.owner.as_ref() == Some(&survivor.name))
+    });
+    let cut_off = world.balancers[apart].state().unwrap();
+    assert!(cut_off.vips.iter().all(|v| v.owner.as_ref() == Some(name)), "each side serves: {cut_off:?}");
+
+    world.lan.set_connected(name, true);
+    for vip in VIPS {
+        until("one owner is left", || world.owner(vip).is_some());
+        until("the client reaches it", || world.connect(vip).is_ok());
+    }
+}
