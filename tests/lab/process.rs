@@ -1,7 +1,7 @@
 //! Programs that are started again a second after they die, as a kubelet or systemd would do.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -128,6 +128,11 @@ impl Program {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// All that it has said so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -4,6 +4,8 @@ mod build;
 mod metal;
 mod verbs;
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -77,6 +79,11 @@ impl Lab {
 
     pub fn id(&self) -> &str {
         self.ground.id()
+    }
+
+    /// Where every program and every pod writes its log.
+    pub fn logs(&self) -> PathBuf {
+        self.ground.path().join("logs")
     }
 
     /// The person outside the cluster.
