@@ -11,6 +11,7 @@ use kube_watch::Source;
 use metal_lb_api::Host;
 use service_model::ServiceName;
 
+use crate::aws;
 use crate::desired::{Classes, Provider};
 use crate::election::Timing;
 use crate::metal;
@@ -161,6 +162,19 @@ impl ClusterArgs {
     }
 }
 
+impl AwsArgs {
+    /// `None` with AWS off.
+    ///
+    /// # Errors
+    /// Which flag is missing.
+    pub fn setup(&self, cluster: &str) -> anyhow::Result<Option<aws::Setup>> {
+        let Some(region) = self.region.clone() else { return Ok(None) };
+        let vpc = self.vpc_id.clone().context("--aws-region needs --aws-vpc-id too")?;
+        let endpoint = self.endpoint.clone();
+        Ok(Some(aws::Setup { cluster: cluster.to_owned(), region, vpc, endpoint }))
+    }
+}
+
 impl MetalArgs {
     /// The members of the tier, as the document names them.
     ///
@@ -238,6 +252,15 @@ mod tests {
         assert_eq!(both.classes().enabled, Provider::ALL.into());
         let default = cluster(&["--default-class", "fairlead.dev/metal"]);
         assert_eq!(default.classes().default, Some(Provider::Metal));
+    }
+
+    #[test]
+    fn aws_needs_a_vpc() {
+        assert_eq!(cluster(&[]).aws.setup("lab").unwrap(), None);
+        let error = cluster(&["--aws-region", "us-east-1"]).aws.setup("lab").unwrap_err().to_string();
+        assert!(error.contains("--aws-vpc-id"), "{error}");
+        let both = cluster(&["--aws-region", "us-east-1", "--aws-vpc-id", "vpc-1"]);
+        assert_eq!(both.aws.setup("lab").unwrap().unwrap().vpc, "vpc-1");
     }
 
     #[test]

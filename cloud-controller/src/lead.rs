@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::aws;
 use crate::desired::Provider;
 use crate::election::Role;
 use crate::metal;
@@ -24,6 +25,8 @@ use crate::run::State;
 
 /// How many Services of the metal provider are worked on at once; it waits for the API server only.
 const METAL_JOBS: usize = 32;
+/// AWS limits calls, not connections: more at once would only wait for the budget.
+const AWS_JOBS: usize = 8;
 /// How long running jobs may take at the end.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often hosts and pools are looked at for what is told of them.
@@ -59,11 +62,19 @@ impl<'a> Lead<'a> {
             }
             None => None,
         };
-        let limits = [(Provider::Metal, METAL_JOBS), (Provider::Aws, 1)];
+        let aws = match &state.aws {
+            Some(setup) => {
+                let provider = aws::Provider::new(setup).await?;
+                tracing::info!(region = setup.region, vpc = setup.vpc, term, "aws is on");
+                Some(Arc::new(provider))
+            }
+            None => None,
+        };
+        let limits = [(Provider::Metal, METAL_JOBS), (Provider::Aws, AWS_JOBS)];
         let mut lead = Self {
             state,
             client,
-            providers: Providers { metal, writers },
+            providers: Providers { metal, aws, writers },
             queue: Queue::new(limits),
             jobs: JoinSet::new(),
             running: BTreeMap::new(),

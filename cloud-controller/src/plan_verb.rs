@@ -7,18 +7,21 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use kube::{Api, Client};
 use kube_watch::{Detail, Listing, Nodes, Source, WatchConfig, watch, watch_kind};
-use metal_lb_api::{Host, MemberKey};
+use metal_lb_api::MemberKey;
 use serde::Deserialize;
 use service_model::{Kind, Service, World};
 use tokio::sync::mpsc;
 
 use crate::args::{ClusterArgs, PlanArgs};
+use crate::aws;
 use crate::desired::{Classes, Provider};
 use crate::metal::crds::IPAddressPool;
 use crate::metal::plan::Step;
 use crate::metal::pools::Pools;
 use crate::metal::provider::adopt;
 use crate::metal::tier::Tier;
+use crate::plan::Plan;
+use crate::providers::Work;
 
 /// # Errors
 /// What cannot be read, and a Service that is not there.
@@ -36,9 +39,15 @@ pub async fn run(args: PlanArgs) -> anyhow::Result<()> {
     {
         bail!("there is no Service {name}");
     }
-    let hosts = cluster.metal.hosts()?;
-    let text =
-        plan_all(&world, &pools, (&cluster, hosts), |s| service.as_ref().is_none_or(|name| s.name == *name));
+    let mut planner = Planner::new(&cluster, &world, &pools).await?;
+    let mut text = String::new();
+    for candidate in world.services() {
+        let wanted = service.as_ref().is_none_or(|name| candidate.name == *name);
+        text += &planner.plan(candidate, &world, wanted).await;
+    }
+    if text.is_empty() {
+        text = "no Service here is ours\n".to_owned();
+    }
     #[expect(clippy::print_stdout, reason = "the plan is this verb's output")]
     {
         print!("{text}");
@@ -46,60 +55,78 @@ pub async fn run(args: PlanArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The plans of the Services of ours that `wanted` chooses. Addresses are handed out on paper, so
-/// that no two plans promise the same one.
-pub fn plan_all(
-    world: &World,
-    pools: &Pools,
-    (cluster, hosts): (&ClusterArgs, Vec<Host>),
-    wanted: impl Fn(&Service) -> bool,
-) -> String {
-    let classes = cluster.classes();
-    let mut tier = Tier::new(&cluster.cluster_name, MemberKey::new([0; 32]), hosts, 0, Instant::now());
-    tier.set_pools(pools.parsed());
-    adopt(&mut tier, world, &classes);
-    let mut text = String::new();
-    for service in world.services() {
-        let plan = plan_one(service, &classes, &mut tier);
-        if let Some(plan) = plan.filter(|_| wanted(service)) {
-            text += &plan;
-        }
-    }
-    if text.is_empty() {
-        text = "no Service here is ours\n".to_owned();
-    }
-    text
+/// Plans one Service after the other. Addresses are handed out on paper, so that no two plans
+/// promise the same one.
+struct Planner {
+    classes: Classes,
+    tier: Tier,
+    aws: Option<aws::Provider>,
 }
 
-fn plan_one(service: &Service, classes: &Classes, tier: &mut Tier) -> Option<String> {
-    let verdict = classes.judge(service);
-    if verdict == crate::desired::Verdict::default() {
-        return None;
+impl Planner {
+    async fn new(cluster: &ClusterArgs, world: &World, pools: &Pools) -> anyhow::Result<Self> {
+        let (classes, hosts) = (cluster.classes(), cluster.metal.hosts()?);
+        let mut tier = Tier::new(&cluster.cluster_name, MemberKey::new([0; 32]), hosts, 0, Instant::now());
+        tier.set_pools(pools.parsed());
+        adopt(&mut tier, world, &classes);
+        let aws = match cluster.aws.setup(&cluster.cluster_name)? {
+            Some(setup) => Some(aws::Provider::new(&setup).await?),
+            None => None,
+        };
+        Ok(Self { classes, tier, aws })
     }
-    let mut text = String::new();
-    for note in &verdict.notes {
-        push_lines(&mut text, &note.to_string());
-    }
-    for (provider, serve) in
-        verdict.serve.map(|p| (p, true)).into_iter().chain(verdict.release.iter().map(|p| (*p, false)))
-    {
-        match provider {
-            Provider::Metal => {
-                let now = Instant::now();
-                let plan = if serve { tier.plan_serve(service, now) } else { tier.plan_release(service) };
-                for step in plan.batches.iter().flatten().filter(|s| matches!(s, Step::Allocate { .. })) {
-                    // Cannot fail: the plan was made from this very state.
-                    let _ = tier.apply(step, now);
-                }
-                push_lines(&mut text, &plan.to_string());
-                if plan.is_empty() && plan.notes.is_empty() {
-                    push_lines(&mut text, "nothing to do");
-                }
+
+    /// Nothing for a Service that is none of our business, or that is not `wanted`: such a one only
+    /// takes its address.
+    async fn plan(&mut self, service: &Service, world: &World, wanted: bool) -> String {
+        let verdict = self.classes.judge(service);
+        let mut text = String::new();
+        for note in &verdict.notes {
+            push_lines(&mut text, &note.to_string());
+        }
+        let serve = verdict.serve.map(|p| (p, Work::Reconcile));
+        let release = verdict.release.iter().map(|p| (*p, Work::Release));
+        for (provider, work) in serve.into_iter().chain(release) {
+            match provider {
+                Provider::Metal => push_plan(&mut text, &self.plan_metal(service, work)),
+                Provider::Aws if wanted => self.plan_aws(service, world, work, &mut text).await,
+                Provider::Aws => {}
             }
-            Provider::Aws => push_lines(&mut text, "planned by the aws provider"),
+        }
+        if wanted && !text.is_empty() { format!("{}\n{text}", service.name) } else { String::new() }
+    }
+
+    fn plan_metal(&mut self, service: &Service, work: Work) -> Plan<Step> {
+        let now = Instant::now();
+        let plan = match work {
+            Work::Reconcile => self.tier.plan_serve(service, now),
+            Work::Release => self.tier.plan_release(service),
+        };
+        for step in plan.batches.iter().flatten().filter(|s| matches!(s, Step::Allocate { .. })) {
+            let taken = self.tier.apply(step, now);
+            debug_assert!(taken.is_ok(), "the plan was made from this very state: {taken:?}");
+        }
+        plan
+    }
+
+    async fn plan_aws(&self, service: &Service, world: &World, work: Work, text: &mut String) {
+        let Some(aws) = &self.aws else { return };
+        let plan = match work {
+            Work::Reconcile => aws.plan(service, world).await,
+            Work::Release => aws.plan_release(service).await,
+        };
+        match plan {
+            Ok(plan) => push_plan(text, &plan),
+            Err(error) => push_lines(text, &format!("cannot be planned: {error}")),
         }
     }
-    Some(format!("{}\n{text}", service.name))
+}
+
+fn push_plan<S: std::fmt::Display>(text: &mut String, plan: &Plan<S>) {
+    push_lines(text, &plan.to_string());
+    if plan.is_empty() && plan.notes.is_empty() {
+        push_lines(text, "nothing to do");
+    }
 }
 
 fn push_lines(text: &mut String, lines: &str) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kube::Client;
 use service_model::{Service, World};
 
+use crate::aws;
 use crate::desired::Provider;
 use crate::events::Events;
 use crate::marks::{MarkError, Marks};
@@ -19,6 +20,7 @@ const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Providers {
     pub metal: Option<Arc<metal::Provider>>,
+    pub aws: Option<Arc<aws::Provider>>,
     pub writers: Writers,
 }
 
@@ -67,18 +69,36 @@ impl Providers {
         provider: Provider,
         work: Work,
         service: &Service,
-        _world: &World,
+        world: &World,
     ) -> Result<Report, MarkError> {
-        match (provider, &self.metal) {
-            (Provider::Metal, Some(metal)) => Ok(match work {
-                Work::Reconcile => metal.reconcile(service).await,
-                Work::Release => metal.release(service).await,
-            }),
-            (Provider::Aws, _) | (Provider::Metal, None) => {
-                let outcome = Outcome::Blocked { why: format!("the provider {provider} is off") };
-                Ok(Report { outcome, ingress: None, notes: Vec::new(), released: false })
+        match (provider, work) {
+            (Provider::Metal, Work::Reconcile) => {
+                if let Some(metal) = &self.metal {
+                    return Ok(metal.reconcile(service).await);
+                }
+            }
+            (Provider::Metal, Work::Release) => {
+                if let Some(metal) = &self.metal {
+                    return Ok(metal.release(service).await);
+                }
+            }
+            (Provider::Aws, Work::Reconcile) => {
+                if let Some(aws) = &self.aws {
+                    // Metal records its address together with the finalizer; AWS needs only that.
+                    if !service.has_finalizer(provider.finalizer()) {
+                        self.writers.marks.add_finalizer(service, provider).await?;
+                    }
+                    return Ok(aws.reconcile(service, world).await);
+                }
+            }
+            (Provider::Aws, Work::Release) => {
+                if let Some(aws) = &self.aws {
+                    return Ok(aws.release(service).await);
+                }
             }
         }
+        let outcome = Outcome::Blocked { why: format!("the provider {provider} is off") };
+        Ok(Report { outcome, ingress: None, notes: Vec::new(), released: false })
     }
 
     async fn write(&self, provider: Provider, service: &Service, report: &Report) -> Result<(), MarkError> {

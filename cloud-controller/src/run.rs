@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch as watch_channel};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
+use crate::aws;
 use crate::desired::Classes;
 use crate::election::{Election, Role};
 use crate::lead::Lead;
@@ -45,6 +46,7 @@ pub(crate) struct State {
     pub(crate) pools: Pools,
     pub(crate) classes: Classes,
     pub(crate) metal: Option<metal::Setup>,
+    pub(crate) aws: Option<aws::Setup>,
     pub(crate) writers: Writers,
     pub(crate) metrics: Metrics,
     pub(crate) changes: Changes,
@@ -77,7 +79,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen()?;
     let cancel = shutdown.token();
     let RunArgs { cluster, election, metrics_listen, log_format: _ } = args;
-    let (metal, timing) = (cluster.metal_setup()?, election.timing()?);
+    let (metal, aws) = (cluster.metal_setup()?, cluster.aws.setup(&cluster.cluster_name)?);
+    let timing = election.timing()?;
     let identity = identity(election.identity)?;
     let client = kube_watch::client(cluster.kubeconfig.as_deref()).await?;
 
@@ -127,6 +130,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         pools: Pools::default(),
         classes: cluster.classes(),
         metal,
+        aws,
         writers: Writers::new(&client, &identity),
         metrics,
         changes: Changes { world: world_rx, pools: pools_rx },
