@@ -12,6 +12,8 @@ mod net;
 mod node;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/shipped.rs"]
+mod shipped;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};

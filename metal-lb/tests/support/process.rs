@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use crate::certificates::{Authority, Identity};
 use crate::client;
 use crate::net::{Host, Lan, Pins};
+use crate::shipped;
 
 /// A host with the program on it, and how to reach its control API.
 pub struct Balancer {
@@ -55,7 +56,11 @@ impl Balancer {
 
     pub fn spawn(&mut self) {
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_metal-lb"));
+        // With the rights that the shipped unit gives it, and no others.
+        let rights: String = shipped::capabilities().map(|c| format!(",+{c}")).collect();
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--bounding-set=-all{rights}")).arg(format!("--inh-caps=-all{rights}"));
+        command.args(["--no-new-privs", "--", env!("CARGO_BIN_EXE_metal-lb")]);
         command.args(["run", "--name", &self.name, "--interface", "eth0"]);
         command.arg("--tls-cert").arg(&self.identity.certificate).arg("--tls-key").arg(&self.identity.key);
         command.arg("--tls-client-ca").arg(&self.authority);
