@@ -8,7 +8,7 @@ use lab::{Lab, wait};
 
 use crate::show::Show;
 
-const WEB: &str = include_str!("web.yaml");
+const WEB: &str = include_str!("web-aws.yaml");
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

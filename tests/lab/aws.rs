@@ -21,13 +21,14 @@ const PORT: u16 = 5000;
 /// moto knows this image from the start.
 const IMAGE: &str = "ami-12c6146b";
 
-/// A VPC with one public subnet per zone.
+/// A VPC with a public and a private subnet in each of three zones.
 #[derive(Debug)]
 pub struct Aws {
     pub moto: Program,
     pub vpc: String,
-    /// Zone and subnet.
+    /// Zone and private subnet, where the nodes live.
     pub subnets: Vec<(String, String)>,
+    gateway: String,
     host: Host,
 }
 
@@ -60,18 +61,25 @@ impl Aws {
             log: ground.log("moto"),
         };
         let moto = Program::start("moto", spawner, spec).await?;
-        let mut aws = Self { moto, vpc: String::new(), subnets: Vec::new(), host: host.clone() };
+        let (vpc, gateway) = (String::new(), String::new());
+        let mut aws = Self { moto, vpc, gateway, subnets: Vec::new(), host: host.clone() };
         let vpc = &[("CidrBlock", "172.31.0.0/16")];
         let made = wait::until("moto makes a VPC", Duration::from_secs(30), async || {
             aws.call(Api::Ec2, "CreateVpc", vpc).await.with_context(|| aws.moto.log_tail(3))
         });
         aws.vpc = tag(&made.await?, "vpcId")?.to_owned();
+        let gateway = aws.call(Api::Ec2, "CreateInternetGateway", &[]).await?;
+        aws.gateway = tag(&gateway, "internetGatewayId")?.to_owned();
+        let attached = [("InternetGatewayId", aws.gateway.as_str()), ("VpcId", aws.vpc.as_str())];
+        aws.call(Api::Ec2, "AttachInternetGateway", &attached).await?;
         for (nth, letter) in ["a", "b", "c"].into_iter().enumerate() {
-            let (zone, cidr) = (format!("{REGION}{letter}"), format!("172.31.{}.0/24", nth + 1));
-            let subnet = aws.subnet(&zone, &cidr).await?;
-            aws.subnets.push((zone, subnet));
+            let zone = format!("{REGION}{letter}");
+            let public = aws.subnet(&zone, &format!("172.31.{nth}.0/24"), "kubernetes.io/role/elb").await?;
+            aws.open_to_the_world(&public).await?;
+            let cidr = format!("172.31.{}.0/24", 100 + nth);
+            let private = aws.subnet(&zone, &cidr, "kubernetes.io/role/internal-elb").await?;
+            aws.subnets.push((zone, private));
         }
-        aws.open_to_the_world().await?;
         Ok(aws)
     }
 
@@ -136,26 +144,22 @@ impl Aws {
         SocketAddr::from((self.host.v4(), PORT))
     }
 
-    async fn subnet(&self, zone: &str, cidr: &str) -> Result<String> {
+    /// A subnet whose tag says for which kind of balancers it is.
+    async fn subnet(&self, zone: &str, cidr: &str, role: &str) -> Result<String> {
         let parameters = [("VpcId", self.vpc.as_str()), ("CidrBlock", cidr), ("AvailabilityZone", zone)];
         let said = self.call(Api::Ec2, "CreateSubnet", &parameters).await?;
         let id = tag(&said, "subnetId")?.to_owned();
-        let role =
-            [("ResourceId.1", id.as_str()), ("Tag.1.Key", "kubernetes.io/role/elb"), ("Tag.1.Value", "1")];
-        self.call(Api::Ec2, "CreateTags", &role).await?;
+        let tags = [("ResourceId.1", id.as_str()), ("Tag.1.Key", role), ("Tag.1.Value", "1")];
+        self.call(Api::Ec2, "CreateTags", &tags).await?;
         Ok(id)
     }
 
     /// A subnet is public when its route table leads to an internet gateway.
-    async fn open_to_the_world(&self) -> Result<()> {
-        let said = self.call(Api::Ec2, "CreateInternetGateway", &[]).await?;
-        let gateway = tag(&said, "internetGatewayId")?;
-        let attached = [("InternetGatewayId", gateway), ("VpcId", self.vpc.as_str())];
-        self.call(Api::Ec2, "AttachInternetGateway", &attached).await?;
-        let of_vpc = [("Filter.1.Name", "vpc-id"), ("Filter.1.Value.1", self.vpc.as_str())];
-        let said = self.call(Api::Ec2, "DescribeRouteTables", &of_vpc).await?;
-        let table = tag(&said, "routeTableId")?;
-        let route = [("RouteTableId", table), ("DestinationCidrBlock", "0.0.0.0/0"), ("GatewayId", gateway)];
+    async fn open_to_the_world(&self, subnet: &str) -> Result<()> {
+        let table = self.call(Api::Ec2, "CreateRouteTable", &[("VpcId", &self.vpc)]).await?;
+        let table = ("RouteTableId", tag(&table, "routeTableId")?);
+        self.call(Api::Ec2, "AssociateRouteTable", &[table, ("SubnetId", subnet)]).await?;
+        let route = [table, ("DestinationCidrBlock", "0.0.0.0/0"), ("GatewayId", &self.gateway)];
         self.call(Api::Ec2, "CreateRoute", &route).await.map(drop)
     }
 }

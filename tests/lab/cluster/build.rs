@@ -33,7 +33,7 @@ const BALANCERS: u8 = 2;
 const CONTROLLER_METRICS: u16 = 8080;
 
 /// Pods' traffic to the world leaves with the node's address, as network plugins have it.
-const MASQUERADE: &str = "
+pub(super) const MASQUERADE: &str = "
 table inet lab-cni {
     chain postrouting {
         type nat hook postrouting priority srcnat + 10;

@@ -9,10 +9,15 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
-use super::Lab;
+use super::build::MASQUERADE;
+use super::{Balancer, Lab};
 use crate::netns;
+use crate::network::UPLINK;
 use crate::traffic::Client;
 use crate::wait;
+
+/// Controllers tell about a Service within this on a loaded machine.
+const SOON: Duration = Duration::from_secs(15);
 
 /// Pods are scheduled, started and probed within this on a loaded machine.
 const PODS: Duration = Duration::from_secs(30);
@@ -131,6 +136,62 @@ impl Lab {
             .into_iter()
             .map(|e| format!("{} {}: {}", text(e.type_), text(e.reason), text(e.message)))
             .collect())
+    }
+
+    /// Waits for an event about a Service whose `TYPE REASON: MESSAGE` satisfies the condition.
+    ///
+    /// # Errors
+    /// With the events that there are instead.
+    pub async fn event_of(&self, service: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        wait::until(&format!("an event tells about {service}"), SOON, async || {
+            let events = self.events_of(service).await?;
+            let told = events.iter().find(|event| wanted(event)).cloned();
+            told.with_context(|| format!("{events:?}"))
+        })
+        .await
+    }
+
+    /// The balancer host that answers for a VIP, by the client's neighbour table.
+    ///
+    /// # Errors
+    /// When the client does not know a neighbour of that address, or it is no balancer host.
+    pub fn owner_of(&self, vip: IpAddr) -> Result<&Balancer> {
+        let known = self.client_host.netns.tool("ip", &["neigh", "show", &vip.to_string()])?;
+        let mac = known.split_once("lladdr ").and_then(|(_, rest)| rest.split(' ').next());
+        let mac = mac.with_context(|| format!("the client knows no neighbour {vip}: {known:?}"))?;
+        for balancer in self.tier.iter().flat_map(|tier| &tier.balancers) {
+            if balancer.host.netns.tool("ip", &["link", "show", UPLINK])?.contains(mac) {
+                return Ok(balancer);
+            }
+        }
+        bail!("{vip} is at {mac}, which is no balancer host")
+    }
+
+    /// Pulls the cable of a host out of the switch.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn cut_link(&self, host: &str) -> Result<()> {
+        self.switch.set_cable(host, false)
+    }
+
+    /// Plugs it in again.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn mend_link(&self, host: &str) -> Result<()> {
+        self.switch.set_cable(host, true)
+    }
+
+    /// `nft flush ruleset` on a node, as somebody else's script might do. The network plugin's own
+    /// table comes back at once; ours is ours to heal.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn flush_ruleset(&self, node: &str) -> Result<()> {
+        let netns = &self.node(node)?.host.netns;
+        netns.tool("nft", &["flush", "ruleset"])?;
+        netns.tool("nft", &[MASQUERADE]).map(drop)
     }
 
     /// A client inside a pod.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::Client;
+use super::{Client, PATIENCE};
 
 /// Between two new connections.
 const PACE: Duration = Duration::from_millis(10);
@@ -55,6 +55,20 @@ impl Curler {
         self.story.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Waits until that many more requests were answered.
+    ///
+    /// # Errors
+    /// When they are not answered; with the story so far.
+    pub async fn more(&self, count: usize) -> anyhow::Result<()> {
+        let enough = self.so_far().good() + count;
+        crate::wait::until(&format!("{count} more requests are answered"), PATIENCE * 4, async || {
+            let story = self.so_far();
+            anyhow::ensure!(story.good() >= enough, "{story}");
+            Ok(())
+        })
+        .await
+    }
+
     /// Lets the requests under way end, and tells the whole story.
     pub async fn stop(mut self) -> Story {
         self.stop.cancel();
@@ -71,6 +85,20 @@ impl Drop for Curler {
 }
 
 impl Story {
+    /// How many requests were answered.
+    pub fn good(&self) -> usize {
+        self.by_pod.values().sum()
+    }
+
+    /// The story, if nothing failed in it.
+    ///
+    /// # Errors
+    /// With the whole story, failures first.
+    pub fn without_failure(self) -> anyhow::Result<Self> {
+        anyhow::ensure!(self.failures.is_empty() && self.requests > 0, "{self}");
+        Ok(self)
+    }
+
     fn note(&mut self, start: Instant, asked: Instant, result: anyhow::Result<String>) {
         let now = Instant::now();
         self.requests += 1;

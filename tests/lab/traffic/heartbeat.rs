@@ -65,6 +65,21 @@ impl Heartbeat {
         Ok(Self { pod: banner.pod, pulse, task })
     }
 
+    /// How it fared so far, if it is still connected.
+    ///
+    /// # Errors
+    /// When it broke, with the reason.
+    pub fn alive(&self) -> Result<Pulse> {
+        let pulse = self.pulse();
+        ensure!(
+            pulse.broken.is_none(),
+            "the connection to {} broke after {} beats: {pulse:?}",
+            self.pod,
+            pulse.beats
+        );
+        Ok(pulse)
+    }
+
     pub fn pulse(&self) -> Pulse {
         self.pulse.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
