@@ -3,11 +3,15 @@
 
 mod aws_support;
 
-use aws_support::{CLUSTER, UID, VPC, account, annotate, provider, reasons, release, service, settle, world};
+use aws_support::{
+    CLUSTER, UID, VPC, account, annotate, provider, reasons, release, service, settle, without_group_names,
+    world,
+};
+use cloud_controller::aws::Provider;
 use cloud_controller::aws::api::{Api, NewLoadBalancer};
-use cloud_controller::aws::fake::Fault;
+use cloud_controller::aws::fake::{Fake, Fault};
 use cloud_controller::aws::operation::Operation;
-use cloud_controller::aws::resources::{Scheme, Tags};
+use cloud_controller::aws::resources::{Rule, Scheme, Source, Tags};
 use cloud_controller::plan::Outcome;
 use service_model::Protocol;
 
@@ -228,7 +232,8 @@ async fn what_aws_load_balancer_controller_made_is_taken_over_by_tags_alone() {
     }
     arns.extend(fake.target_groups().await.unwrap().into_iter().map(|g| g.arn));
     fake.remove_tags(&arns, &key).await.unwrap();
-    let group = fake.security_groups(VPC).await.unwrap().remove(0);
+    let groups = fake.security_groups(VPC).await.unwrap();
+    let group = groups.iter().find(|g| g.name.starts_with("k8s-")).unwrap();
     fake.untag_security_group(&group.id, &key).await.unwrap();
 
     let aws = provider(fake);
@@ -265,6 +270,52 @@ async fn a_load_balancer_of_unknown_origin_is_neither_taken_over_nor_deleted() {
     assert!(why.contains(&format!("fairlead.dev/service-uid={UID}")), "{why}");
     assert_eq!(reasons(&release(&aws, &web).await), ["LoadBalancerLeft"]);
     assert_eq!(aws.api().show(), before);
+}
+
+#[tokio::test]
+async fn the_nodes_are_opened_to_the_load_balancer_and_closed_after_it() {
+    let aws = provider(account());
+    let empty = aws.api().show();
+    let (web, world) = (service("web", UID, &["TCP 80 30080"]), world(&["i-1"]));
+    let report = settle(&aws, &web, &world).await;
+    assert_eq!(reasons(&report), ["EnsuredLoadBalancer"]);
+    let opened = "security group nodes: everything from k8s-default-web-1caaa375f0;";
+    assert!(aws.api().show().contains(opened), "{}", aws.api().show());
+    release(&aws, &web).await;
+    assert_eq!(aws.api().show(), empty);
+}
+
+#[tokio::test]
+async fn without_a_known_group_of_the_nodes_the_user_is_told_what_to_open() {
+    let fake = Fake::new(VPC);
+    fake.add_subnet("subnet-a", "us-east-1a", false, &[]);
+    fake.add_instance("i-1");
+    let report = settle(&provider(fake), &service("web", UID, &["TCP 80 30080"]), &world(&["i-1"])).await;
+    assert_eq!(reasons(&report), ["NodesNotOpened", "EnsuredLoadBalancer"]);
+    assert!(report.notes[0].message.contains("kubernetes.io/cluster/my-cluster"), "{:?}", report.notes);
+}
+
+#[tokio::test]
+async fn a_rule_that_somebody_else_made_for_the_load_balancer_is_named_and_left() {
+    let fake = account();
+    let database = fake.add_security_group("database", &[]);
+    let aws = provider(fake);
+    let web = service("web", UID, &["TCP 80 30080"]);
+    settle(&aws, &web, &world(&["i-1"])).await;
+    let groups = aws.api().security_groups(VPC).await.unwrap();
+    let ours = groups.iter().find(|g| g.name.starts_with("k8s-")).unwrap();
+    let by_hand = Rule::new("tcp", (5432, 5432), Source::Group(ours.id.clone()));
+    aws.api().allow(&database, std::slice::from_ref(&by_hand)).await.unwrap();
+
+    // The first try finds out, the second knows.
+    let report = aws.release(&web).await;
+    assert!(matches!(report.outcome, Outcome::Retry { .. }) && !report.released, "{report:?}");
+    let report = aws.release(&web).await;
+    assert_eq!(reasons(&report), ["SecurityGroupInUse"]);
+    assert!(report.notes[0].message.contains("security group database"), "{:?}", report.notes);
+    assert!(aws.api().show().contains("security group database: tcp 5432"), "{}", aws.api().show());
+    aws.api().revoke(&database, &[by_hand]).await.unwrap();
+    assert!(release(&aws, &web).await.released);
 }
 
 #[tokio::test]
@@ -306,21 +357,6 @@ async fn errors_that_somebody_must_act_on_become_notes() {
 }
 
 /// The account outlives the controller.
-fn restart(
-    provider: cloud_controller::aws::Provider<cloud_controller::aws::fake::Fake>,
-) -> cloud_controller::aws::fake::Fake {
+fn restart(provider: Provider<Fake>) -> Fake {
     provider.into_api()
-}
-
-/// The hashes of target groups' names depend on how they were first made.
-fn without_group_names(shown: &str) -> Vec<String> {
-    let words = |line: &str| -> String {
-        let target = line.starts_with("target group") || line.contains(" to k8s-");
-        let keep = |word: &&str| !(target && word.starts_with("k8s-"));
-        let line: Vec<&str> = line.split(' ').filter(keep).collect();
-        line.join(" ")
-    };
-    let mut lines: Vec<String> = shown.lines().map(words).collect();
-    lines.sort();
-    lines
 }

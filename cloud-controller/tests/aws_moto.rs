@@ -60,6 +60,8 @@ async fn a_service_is_served_followed_and_taken_away() {
     let rules: Vec<String> = site.frontend_rules(&api).await;
     assert_eq!(rules, ["tcp 80 from 0.0.0.0/0", "tcp 443 from 0.0.0.0/0", "udp 53 from 0.0.0.0/0"]);
 
+    assert_eq!(site.node_rules().await, 1);
+
     // A restart finds all of it as it should be.
     let aws = site.provider(&moto).await;
     let plan = aws.plan(&web, &world(&[first, second])).await.unwrap();
@@ -82,6 +84,7 @@ async fn a_service_is_served_followed_and_taken_away() {
 
     assert!(release(&aws, &fewer).await.released);
     assert_eq!(site.count().await, empty);
+    assert_eq!(site.node_rules().await, 0);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use super::names::{SECURITY_GROUP_DESCRIPTION, TAG_SERVICE_UID};
 use super::resources::{
     Listener, LoadBalancer, LoadBalancerDetail, SecurityGroup, Tags, TargetGroup, TargetGroupDetail,
 };
+use super::security_groups::node_rule;
 use super::snapshot::Snapshot;
 use super::step::{Resource, Step};
 
@@ -97,6 +98,24 @@ pub async fn apply<A: Api>(api: &A, vpc: &str, mirror: &Mirror, step: &Step) -> 
             mirror.patch(|s| {
                 if let Some(g) = s.security_groups.get_mut(group) {
                     g.rules.retain(|rule| !rules.contains(rule));
+                }
+            });
+        }
+        Step::OpenNodes { group, to } => {
+            let rule = node_rule(&mirror.security_group(to)?);
+            api.allow(&mirror.security_group(group)?, std::slice::from_ref(&rule)).await?;
+            mirror.patch(|s| {
+                if let Some(g) = s.security_groups.get_mut(group) {
+                    g.rules.insert(rule);
+                }
+            });
+        }
+        Step::CloseNodes { group, to } => {
+            let rule = node_rule(&mirror.security_group(to)?);
+            gone_is_fine(api.revoke(&mirror.security_group(group)?, std::slice::from_ref(&rule)).await)?;
+            mirror.patch(|s| {
+                if let Some(g) = s.security_groups.get_mut(group) {
+                    g.rules.retain(|there| !there.allows_same(&rule));
                 }
             });
         }

@@ -29,6 +29,16 @@ pub async fn bulk<A: Api>(api: &A, vpc: &str) -> ApiResult<Snapshot> {
     Ok(Snapshot { subnets, security_groups, load_balancers, target_groups })
 }
 
+/// The security groups alone: their rules are what other people change.
+///
+/// # Errors
+/// What could not be read.
+pub async fn security_groups<A: Api>(api: &A, vpc: &str, mirror: &Mirror) -> ApiResult<()> {
+    let groups = api.security_groups(vpc).await?.into_iter().map(|g| (g.name.clone(), g)).collect();
+    mirror.patch(|s| s.security_groups = groups);
+    Ok(())
+}
+
 /// What AWS tells about one load balancer or target group at a time.
 ///
 /// # Errors

@@ -172,6 +172,9 @@ impl<A: Api> Provider<A> {
                         tracing::info!("{step}: {error}: reading the account again");
                         self.mirror.replace(None);
                     } else {
+                        if error.kind == ErrorKind::InUse {
+                            self.look_what_holds().await;
+                        }
                         return self.failed(&step.to_string(), &error, plan.notes, changed);
                     }
                 }
@@ -203,6 +206,14 @@ impl<A: Api> Provider<A> {
                     }
                 }
             }
+        }
+    }
+
+    /// A group that AWS does not delete may be referred to by a rule that we do not know of.
+    async fn look_what_holds(&self) {
+        let _alone = self.listing.write().await;
+        if let Err(error) = observe::security_groups(&self.api, &self.vpc, &self.mirror).await {
+            tracing::warn!("looking for what holds a security group: {error}");
         }
     }
 

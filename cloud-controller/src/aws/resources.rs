@@ -303,7 +303,9 @@ impl fmt::Display for Rule {
     /// `tcp 80 from 0.0.0.0/0`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { protocol, from, to, source, .. } = self;
-        if from == to {
+        if protocol == "-1" {
+            write!(f, "everything from {source}")
+        } else if from == to {
             write!(f, "{protocol} {from} from {source}")
         } else {
             write!(f, "{protocol} {from}-{to} from {source}")

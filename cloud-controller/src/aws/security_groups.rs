@@ -1,10 +1,14 @@
-//! The rules of a load balancer's own ("frontend") security group: each listener's port, open to
-//! the source ranges. Why it is one group a Service: docs/design/0003-aws-security-groups.md.
+//! Who may reach what: each load balancer has a security group of its own, open to the source
+//! ranges on the listeners' ports, and the nodes' groups let that group in. Why it is so:
+//! docs/design/0003-aws-security-groups.md.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::Desired;
-use super::resources::{Protocol, Rule, Source};
+use super::names::TAG_CLUSTER;
+use super::resources::{Protocol, Rule, SecurityGroup, Source};
+
+const NODE_RULE: &str = "fairlead.dev/cloud-controller: from the load balancer to its targets";
 
 /// What clients may reach.
 pub fn frontend_rules(desired: &Desired) -> BTreeSet<Rule> {
@@ -18,6 +22,37 @@ pub fn frontend_rules(desired: &Desired) -> BTreeSet<Rule> {
         }
     }
     rules
+}
+
+/// On the nodes: everything that comes from the load balancer with that security group, which is
+/// what it forwards and its health checks, and never more.
+pub fn node_rule(group: &str) -> Rule {
+    Rule {
+        protocol: "-1".to_owned(),
+        from: -1,
+        to: -1,
+        source: Source::Group(group.to_owned()),
+        description: NODE_RULE.to_owned(),
+    }
+}
+
+/// Whether a rule lets the group in and is ours to take away.
+pub fn is_our_node_rule(rule: &Rule, group: &str) -> bool {
+    rule.allows_same(&node_rule(group)) && rule.description == NODE_RULE
+}
+
+/// The security groups that protect this cluster's nodes: those that carry its tag, as EKS, kops
+/// and the usual modules set it.
+pub fn of_nodes<'a>(
+    groups: &'a BTreeMap<String, SecurityGroup>,
+    cluster: &str,
+) -> impl Iterator<Item = &'a SecurityGroup> {
+    let tag = node_tag(cluster);
+    groups.values().filter(move |g| g.tags.contains_key(&tag) && !g.tags.contains_key(TAG_CLUSTER))
+}
+
+pub fn node_tag(cluster: &str) -> String {
+    format!("kubernetes.io/cluster/{cluster}")
 }
 
 /// As EC2 writes them.

@@ -20,6 +20,15 @@ pub enum Step {
         group: String,
         rules: Vec<Rule>,
     },
+    /// Lets a load balancer's security group reach the nodes that `group` protects.
+    OpenNodes {
+        group: String,
+        to: String,
+    },
+    CloseNodes {
+        group: String,
+        to: String,
+    },
     DeleteSecurityGroup {
         name: String,
     },
@@ -123,6 +132,8 @@ impl fmt::Display for Step {
             }
             Self::Allow { group, rules } => write!(f, "allow on {group}: {}", join(rules, ", ")),
             Self::Revoke { group, rules } => write!(f, "revoke on {group}: {}", join(rules, ", ")),
+            Self::OpenNodes { group, to } => write!(f, "open nodes of {group} to {to}"),
+            Self::CloseNodes { group, to } => write!(f, "close nodes of {group} to {to}"),
             Self::DeleteSecurityGroup { name } => write!(f, "delete security group {name}"),
             Self::CreateTargetGroup { name, protocol, port, health_check, tags } => write!(
                 f,

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aws_sdk_ec2::config::{Credentials, Region};
-use aws_sdk_ec2::types::{AttributeBooleanValue, InstanceType};
+use aws_sdk_ec2::types::{AttributeBooleanValue, InstanceType, ResourceType, Tag, TagSpecification};
 use cloud_controller::aws::Provider;
 use cloud_controller::aws::api::Api;
 use cloud_controller::aws::budget::{Budget, Limit};
@@ -131,6 +131,11 @@ impl Site {
                 private_subnets.insert(id);
             }
         }
+        // What a usual cluster has around its nodes.
+        let tag = Tag::builder().key(format!("kubernetes.io/cluster/{CLUSTER}")).value("owned").build();
+        let tags = TagSpecification::builder().resource_type(ResourceType::SecurityGroup).tags(tag).build();
+        let group = ec2.create_security_group().group_name("nodes").description("nodes").vpc_id(&vpc);
+        group.tag_specifications(tags).send().await.unwrap();
         let run = ec2.run_instances().image_id("ami-12c6146b").instance_type(InstanceType::T3Micro);
         let run = run.min_count(3).max_count(3).subnet_id(private_subnets.first().unwrap());
         let reservation = run.send().await.unwrap();
@@ -155,6 +160,12 @@ impl Site {
             target_groups: self.api.target_groups().await.unwrap().len(),
             security_groups: self.api.security_groups(&self.vpc).await.unwrap().len(),
         }
+    }
+
+    /// How many rules let something into the nodes.
+    pub(crate) async fn node_rules(&self) -> usize {
+        let groups = self.api.security_groups(&self.vpc).await.unwrap();
+        groups.iter().find(|g| g.name == "nodes").unwrap().rules.len()
     }
 
     pub(crate) async fn frontend_rules(&self, api: &Sdk) -> Vec<String> {

@@ -50,6 +50,9 @@ pub(crate) fn world(instances: &[&str]) -> World {
     world
 }
 
+/// The security group of the cluster's nodes.
+pub(crate) const NODES: &str = "nodes";
+
 /// A VPC with a private and a public subnet in each of two zones, and instances i-1 to i-4.
 pub(crate) fn account() -> Fake {
     let fake = Fake::new(VPC);
@@ -61,6 +64,7 @@ pub(crate) fn account() -> Fake {
     ] {
         fake.add_subnet(id, zone, public, &[]);
     }
+    fake.add_security_group(NODES, &[("kubernetes.io/cluster/my-cluster", "owned")]);
     for id in ["i-1", "i-2", "i-3", "i-4"] {
         fake.add_instance(id);
     }
@@ -101,4 +105,17 @@ pub(crate) async fn release<A: Api>(provider: &Provider<A>, service: &Service) -
 
 pub(crate) fn reasons(report: &Report) -> Vec<&'static str> {
     report.notes.iter().map(|n| n.reason).collect()
+}
+
+/// The hashes of target groups' names depend on how they were first made.
+pub(crate) fn without_group_names(shown: &str) -> Vec<String> {
+    let words = |line: &str| -> String {
+        let target = line.starts_with("target group") || line.contains(" to k8s-");
+        let keep = |word: &&str| !(target && word.starts_with("k8s-"));
+        let line: Vec<&str> = line.split(' ').filter(keep).collect();
+        line.join(" ")
+    };
+    let mut lines: Vec<String> = shown.lines().map(words).collect();
+    lines.sort();
+    lines
 }

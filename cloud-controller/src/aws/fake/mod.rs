@@ -76,6 +76,16 @@ impl Fake {
         self.state().subnets.insert(id.to_owned(), subnet);
     }
 
+    /// One that was there before. Returns its id.
+    pub fn add_security_group(&self, name: &str, tags: &[(&str, &str)]) -> String {
+        let state = &mut *self.state();
+        let id = format!("sg-{}", state.next_id());
+        let tags = tags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let group = SecurityGroup { id: id.clone(), name: name.to_owned(), tags, rules: [].into() };
+        state.security_groups.insert(id.clone(), group);
+        id
+    }
+
     pub fn add_instance(&self, id: &str) {
         self.state().instances.push(id.to_owned());
     }
@@ -89,6 +99,11 @@ impl Fake {
     pub fn fail_write(&self, nth: u64, fault: Fault) {
         let state = &mut *self.state();
         state.faults.insert(state.writes + nth, fault);
+    }
+
+    /// What has not gone wrong yet will not.
+    pub fn forget_faults(&self) {
+        self.state().faults.clear();
     }
 
     /// Calls since the last [`Self::reset_calls`], a page each.

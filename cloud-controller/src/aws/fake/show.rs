@@ -3,12 +3,18 @@
 use std::fmt::Write;
 
 use super::State;
-use crate::aws::resources::Attributes;
+use crate::aws::resources::{Attributes, Rule, Source};
 
 pub(super) fn show(state: &State) -> String {
     let mut lines = Vec::new();
     for group in state.security_groups.values() {
-        let rules: Vec<String> = group.rules.iter().map(ToString::to_string).collect();
+        let name = |id: &String| state.security_groups.get(id).map_or("gone", |g| g.name.as_str());
+        let rule = |rule: &Rule| match &rule.source {
+            Source::Group(id) => rule.to_string().replace(id.as_str(), name(id)),
+            _ => rule.to_string(),
+        };
+        let mut rules: Vec<String> = group.rules.iter().map(rule).collect();
+        rules.sort();
         lines.push(format!("security group {}: {}; {}", group.name, rules.join(", "), map(&group.tags)));
     }
     for group in state.target_groups.values() {

@@ -5,7 +5,7 @@
 //! ```text
 //! serve    leftovers of an earlier Service ─▶ tags ─▶ security group ─▶ target groups, targets
 //!          ─▶ load balancer ─▶ listeners ─▶ what is no longer wanted
-//! release  load balancer (with its listeners) ─▶ target groups ─▶ security groups
+//! release  load balancer (with its listeners) ─▶ target groups ─▶ the nodes' rules ─▶ security groups
 //! ```
 
 mod release;
@@ -16,6 +16,7 @@ pub use release::release;
 pub use serve::serve;
 
 use super::resources::{Attributes, LoadBalancer, LoadBalancerDetail};
+use super::security_groups::is_our_node_rule;
 use super::snapshot::{Found, Observed, Owner};
 use super::step::Step;
 use crate::plan::{Note, Plan};
@@ -63,6 +64,12 @@ fn delete_all(observed: &Observed<'_>, owner: Owner) -> Vec<Step> {
         steps.push(Step::DeleteTargetGroup { name: found.resource.name.clone() });
     }
     for found in observed.security_groups.iter().filter(|f| f.owner == owner) {
+        for group in observed.snapshot.security_groups.values() {
+            if group.rules.iter().any(|rule| is_our_node_rule(rule, &found.resource.id)) {
+                let (group, to) = (group.name.clone(), found.resource.name.clone());
+                steps.push(Step::CloseNodes { group, to });
+            }
+        }
         steps.push(Step::DeleteSecurityGroup { name: found.resource.name.clone() });
     }
     steps

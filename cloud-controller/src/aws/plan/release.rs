@@ -2,6 +2,8 @@
 
 use super::{Decision, PROTECTION, delete_all, is_protected, protected_note, protection_off};
 use crate::aws::annotations::{self, key};
+use crate::aws::resources::{Rule, Source};
+use crate::aws::security_groups::is_our_node_rule;
 use crate::aws::snapshot::{Observed, Owner};
 use crate::aws::step::Step;
 use crate::plan::Note;
@@ -31,10 +33,13 @@ pub fn release(service: &Service, observed: &Observed<'_>) -> Decision {
     deletions.sort_by_key(|step| match step {
         Step::DeleteLoadBalancer { .. } => 0,
         Step::DeleteTargetGroup { .. } => 1,
-        _ => 2,
+        Step::CloseNodes { .. } => 2,
+        _ => 3,
     });
     steps.extend(deletions);
-    Decision::steps(steps, left_alone(observed))
+    let mut notes = left_alone(observed);
+    notes.extend(in_the_way(observed));
+    Decision::steps(steps, notes)
 }
 
 /// The user's word counts even if other annotations are wrong.
@@ -45,6 +50,29 @@ fn wants_protection(service: &Service) -> bool {
             .annotation(&key("attributes"))
             .is_some_and(|text| text.replace(' ', "").contains(&format!("{PROTECTION}=true"))),
     }
+}
+
+/// AWS does not delete a security group that somebody else's rule refers to, and such a rule is
+/// not ours to take away.
+fn in_the_way(observed: &Observed<'_>) -> Vec<Note> {
+    let mut notes = Vec::new();
+    for found in observed.security_groups.iter().filter(|f| f.owner != Owner::Unproven) {
+        let id = &found.resource.id;
+        let refers =
+            |rule: &Rule| matches!(&rule.source, Source::Group(g) if g == id) && !is_our_node_rule(rule, id);
+        let groups = observed.snapshot.security_groups.values().filter(|g| g.rules.iter().any(refers));
+        notes.extend(groups.filter(|g| g.id != *id).map(|group| {
+            Note::warning(
+                "SecurityGroupInUse",
+                format!(
+                    "security group {} ({}) has a rule that lets in {} ({id}) and was not made here: AWS keeps \
+                     the latter until you remove that rule",
+                    group.name, group.id, found.resource.name
+                ),
+            )
+        }));
+    }
+    notes
 }
 
 fn left_alone(observed: &Observed<'_>) -> Vec<Note> {

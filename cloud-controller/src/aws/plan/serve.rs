@@ -8,9 +8,10 @@ use crate::aws::annotations::key;
 use crate::aws::desired::{Desired, DesiredListener};
 use crate::aws::names::{Role, TAG_SERVICE_UID};
 use crate::aws::resources::{
-    Attributes, LoadBalancer, LoadBalancerDetail, Scheme, Target, TargetGroup, TargetGroupDetail,
+    Attributes, LoadBalancer, LoadBalancerDetail, Scheme, SecurityGroup, Target, TargetGroup,
+    TargetGroupDetail,
 };
-use crate::aws::security_groups::{difference, frontend_rules};
+use crate::aws::security_groups::{difference, frontend_rules, node_rule, node_tag, of_nodes};
 use crate::aws::snapshot::{Found, Observed, Owner};
 use crate::aws::step::{Resource, Step};
 use crate::aws::subnets;
@@ -25,7 +26,10 @@ type FoundGroup<'a> = Found<'a, TargetGroup, TargetGroupDetail>;
 /// For a Service that is ours and whose desired state holds no mistake.
 pub fn serve(desired: &Desired, mut remarks: Vec<Note>, observed: &Observed<'_>) -> Decision {
     match Serve::begin(desired, observed) {
-        Ok(serve) => Decision::steps(serve.steps(), remarks),
+        Ok(serve) => {
+            remarks.extend(serve.remarks());
+            Decision::steps(serve.steps(), remarks)
+        }
         Err(note) => {
             remarks.push(note);
             Decision::blocked(remarks)
@@ -190,6 +194,32 @@ impl<'a> Serve<'a> {
         if !missing.is_empty() {
             steps.push(Step::Allow { group: self.group.clone(), rules: missing });
         }
+        for nodes in of_nodes(&self.observed.snapshot.security_groups, &self.desired.id.cluster) {
+            let opens = |group: &SecurityGroup| {
+                let wanted = node_rule(&group.id);
+                nodes.rules.iter().any(|rule| rule.allows_same(&wanted))
+            };
+            if !there.is_some_and(opens) {
+                steps.push(Step::OpenNodes { group: nodes.name.clone(), to: self.group.clone() });
+            }
+        }
+    }
+
+    /// Where the nodes' own security groups are not known, the user has to open them.
+    fn remarks(&self) -> Option<Note> {
+        let cluster = &self.desired.id.cluster;
+        let known = of_nodes(&self.observed.snapshot.security_groups, cluster).next().is_some();
+        (!known).then(|| {
+            Note::normal(
+                "NodesNotOpened",
+                format!(
+                    "no security group of the VPC has the tag {}, so the nodes were not opened to the load \
+                     balancer: give their group that tag, or allow traffic from {} in it",
+                    node_tag(cluster),
+                    self.group
+                ),
+            )
+        })
     }
 
     fn target_group(&self, target: &TargetPlan<'_>, steps: &mut Vec<Step>) {

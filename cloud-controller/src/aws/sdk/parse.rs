@@ -157,8 +157,11 @@ fn rules(permission: &ec2::IpPermission) -> BTreeSet<Rule> {
 /// One permission a rule; AWS merges what it can.
 pub(super) fn permission(rule: &Rule) -> ec2::IpPermission {
     let description = (!rule.description.is_empty()).then(|| rule.description.clone());
-    let builder =
-        ec2::IpPermission::builder().ip_protocol(&rule.protocol).from_port(rule.from).to_port(rule.to);
+    let port = |port: i32| (port >= 0).then_some(port);
+    let builder = ec2::IpPermission::builder()
+        .ip_protocol(&rule.protocol)
+        .set_from_port(port(rule.from))
+        .set_to_port(port(rule.to));
     match &rule.source {
         Source::Cidr(ipnet::IpNet::V4(net)) => {
             let range = ec2::IpRange::builder().cidr_ip(net.to_string()).set_description(description);
