@@ -8,11 +8,12 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
 
 use anyhow::Context;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput, ProgramMut};
 use metal_lb::desired::{Desired, DesiredListener, DesiredTarget, ListenerId, Mac};
-use metal_lb::plan::{Backend, plan, plan_host};
+use metal_lb::plan::{Backend, Step, plan, plan_host};
 use metal_lb::xdp::maps::Maps;
 use metal_lb::xdp::{XdpBackend, object};
 use metal_lb_api::NatProtocol;
@@ -56,8 +57,7 @@ fn main() -> anyhow::Result<()> {
         ("UDP", Frame::udp(client, vip), Frame::udp(client, vip)),
     ] {
         let sent = bench.forward(&open)?;
-        let answer =
-            Frame { to: HOST_MAC, from: sent.to, source: sent.destination, destination: sent.source, ..sent };
+        let answer = sent.answer(HOST_MAC);
         bench.forward(&Frame { flags: SYN | ACK, ..answer })?;
         bench.forward(&next)?;
         bench.print(&format!("{name} established, client to target"), &next, 0)?;
@@ -75,7 +75,8 @@ fn main() -> anyhow::Result<()> {
         &format!("UDP established, client to target, {MANY} connections in turn"),
         &Frame::udp(client, vip),
         MANY,
-    )
+    )?;
+    print_swap(&mut backend)
 }
 
 struct Bench<'a> {
@@ -142,6 +143,38 @@ impl<'a> Bench<'a> {
         let map = self.restore.maps().find(|m| m.name() == name).context("no such map")?;
         Ok(MapHandle::try_from(&map)?)
     }
+}
+
+/// A table for 1000 targets, from its plan to its swap.
+fn print_swap(backend: &mut XdpBackend) -> anyhow::Result<()> {
+    let mut wish = desired();
+    let targets = (0..1000u32).map(|n| {
+        let address = SocketAddrV4::new(Ipv4Addr::from(0x0a01_0000 + n), 30080);
+        (format!("node-{n}"), DesiredTarget { address, mac: Some(HOST_MAC), weight: 1 })
+    });
+    wish.listeners.pop_last();
+    wish.listeners.values_mut().for_each(|l| l.targets = targets.clone().collect());
+    let mut costs = Vec::new();
+    for seed in 1..=RUNS as u64 {
+        wish.seed = seed;
+        let plan = plan(VIP, &wish, &backend.observe()?);
+        let swaps: Vec<Step> =
+            plan.steps().filter(|s| matches!(s, Step::SwapTable { .. })).cloned().collect();
+        let others: Vec<Step> =
+            plan.steps().filter(|s| !matches!(s, Step::SwapTable { .. })).cloned().collect();
+        backend.apply(&others)?;
+        let start = Instant::now();
+        backend.apply(&swaps)?;
+        costs.push(start.elapsed());
+    }
+    costs.sort();
+    println!(
+        "{:.1?} ({:.1?} to {:.1?})  table for 1000 targets built and swapped in",
+        costs[RUNS / 2],
+        costs[0],
+        costs[RUNS - 1]
+    );
+    Ok(())
 }
 
 fn desired() -> Desired {

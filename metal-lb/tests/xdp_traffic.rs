@@ -198,7 +198,7 @@ fn cleanup_detaches_and_removes_every_pin() {
     settle(&mut world.open().0, &world.desired());
     assert!(world.settings.pins().join("link").exists());
     object::cleanup(&world.settings).unwrap();
-    assert!(!world.settings.pins().exists());
+    assert!(!world.settings.bpf_dir.join("eth0").exists());
     assert_eq!(world.open().1, Attachment::New, "nothing is attached any more");
     object::cleanup(&world.settings).unwrap();
     object::cleanup(&world.settings).unwrap();

@@ -3,6 +3,7 @@
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
+use anyhow::Context;
 use metal_lb_api::{Host, NatProtocol};
 
 use super::layout::{
@@ -99,6 +100,22 @@ impl XdpBackend {
         Ok(targets)
     }
 
+    fn swap(&self, steps: &[Step]) -> anyhow::Result<()> {
+        let mut places = Places::default();
+        let tables = steps.iter().filter_map(|step| {
+            let Step::SwapTable { table, listener, members, seed, fingerprint, .. } = step else {
+                return None;
+            };
+            let label = TableLabel {
+                listener: key_of(listener),
+                fingerprint_high: (fingerprint >> 32) as u32,
+                fingerprint_low: *fingerprint as u32,
+            };
+            Some((*table, places.slots_of(members, *seed), label))
+        });
+        self.maps.swap_tables(&tables.collect::<Vec<_>>())
+    }
+
     fn take(&self, step: &Step) -> anyhow::Result<()> {
         match step {
             Step::SetHost(host) => self.maps.set_settings(&settings_of(host, self.mac)),
@@ -113,14 +130,7 @@ impl XdpBackend {
                 None => Ok(()),
             },
             Step::ForgetTarget { id } => self.maps.set_target(*id, &Target::default()),
-            Step::SwapTable { table, listener, members, seed, fingerprint, .. } => {
-                let label = TableLabel {
-                    listener: key_of(listener),
-                    fingerprint_high: (fingerprint >> 32) as u32,
-                    fingerprint_low: *fingerprint as u32,
-                };
-                self.maps.swap_table(*table, &slots_of(members, *seed), &label)
-            }
+            Step::SwapTable { .. } => self.swap(std::slice::from_ref(step)),
             Step::ClearTable { table } => {
                 self.maps.clear_table(*table)?;
                 self.maps.reset_listener_counters(*table)
@@ -155,18 +165,44 @@ impl Backend for XdpBackend {
         Ok(Observed::new(self.host()?, vips.collect(), listeners, targets, tables.collect()))
     }
 
+    /// Tables that stand next to each other are swapped together.
     fn apply(&mut self, batch: &[Step]) -> anyhow::Result<()> {
-        batch.iter().try_for_each(|step| self.take(step).map_err(|e| e.context(step.to_string())))
+        let is_swap = |step: &Step| matches!(step, Step::SwapTable { .. });
+        for group in batch.chunk_by(|a, b| is_swap(a) && is_swap(b)) {
+            match group {
+                [step] => self.take(step),
+                swaps => self.swap(swaps),
+            }
+            .with_context(|| group[0].to_string())?;
+        }
+        Ok(())
     }
 }
 
-/// The Maglev table of a listener's targets.
-fn slots_of(members: &[Member], seed: u64) -> Vec<u32> {
-    let backends: Vec<maglev::Backend<'_>> = members
-        .iter()
-        .map(|Member { node, weight, id }| maglev::Backend { identity: node, weight: *weight, value: *id })
-        .collect();
-    maglev::table(&backends, maglev::TABLE_SLOTS, seed)
+/// Targets' places in a Maglev table, to be looked up by slot. Listeners of the same nodes have the
+/// same places, whatever their targets' ids are, so a table that was just built may do again.
+#[derive(Debug, Default)]
+struct Places {
+    seed: u64,
+    shares: Vec<(String, u32)>,
+    slots: Vec<u32>,
+}
+
+impl Places {
+    fn slots_of(&mut self, members: &[Member], seed: u64) -> Vec<u16> {
+        let shares: Vec<(String, u32)> = members.iter().map(|m| (m.node.clone(), m.weight)).collect();
+        if self.slots.is_empty() || self.seed != seed || self.shares != shares {
+            let backends = (1..).zip(&shares);
+            let backends: Vec<maglev::Backend<'_>> = backends
+                .map(|(value, (identity, weight))| maglev::Backend { identity, weight: *weight, value })
+                .collect();
+            let slots = maglev::table(&backends, maglev::TABLE_SLOTS, seed);
+            *self = Self { seed, shares, slots };
+        }
+        // Place 0 is nobody's.
+        let ids: Vec<u16> = std::iter::once(0).chain(members.iter().map(|m| m.id as u16)).collect();
+        self.slots.iter().map(|place| ids[*place as usize]).collect()
+    }
 }
 
 fn settings_of(host: &HostSettings, mac: Mac) -> Settings {

@@ -87,12 +87,15 @@ INLINE u64 flow_hash(const struct flow_key *key, u64 seed)
 
 INLINE u32 choose_target(u32 index, u64 hash)
 {
-	void *table = bpf_map_lookup_elem(&tables, &index);
-	if (!table)
+	void *map = bpf_map_lookup_elem(&tables, &index);
+	if (!map)
 		return 0;
-	u32 slot = (u32)(hash % TABLE_SLOTS);
-	u32 *id = bpf_map_lookup_elem(table, &slot);
-	return id ? *id : 0;
+	u32 zero = 0;
+	struct table *table = bpf_map_lookup_elem(map, &zero);
+	u64 slot = hash % TABLE_SLOTS;
+	/* The compiler knows that this holds, older verifiers do not. */
+	asm volatile("" : "+r"(slot));
+	return table && slot < TABLE_SLOTS ? table->targets[slot] : 0;
 }
 
 /* Takes a source port that no live connection to the target has, and enters the half-open

@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use maglev::TABLE_SLOTS;
+
 /// A struct that is shared with the program byte for byte.
 ///
 /// # Safety
@@ -69,7 +71,7 @@ shared! {
         idle_s: u32,
     }
 
-    /// Stands behind the slots of a table: what it was built for and from. The program never reads it.
+    /// The end of a table: what it was built for and from. The program never reads it.
     struct TableLabel[16] {
         listener: ListenerKey,
         fingerprint_high: u32,
@@ -166,8 +168,11 @@ pub const REASONS: [&str; 14] = [
     "icmp_passed",
 ];
 
-/// How many words of [`TableLabel`] stand behind a table's slots.
-pub const TABLE_LABEL_WORDS: u32 = 4;
+/// `struct table` up to its label: a u16 a slot, and padding.
+pub const TABLE_SLOT_BYTES: usize = (TABLE_SLOTS as usize + 1) * size_of::<u16>();
+/// The size of `struct table`.
+pub const TABLE_BYTES: usize = TABLE_SLOT_BYTES + size_of::<TableLabel>();
+
 pub const TARGET_IN_TABLE: u8 = 1;
 pub const TARGET_HAS_MAC: u8 = 2;
 

@@ -38,6 +38,16 @@ pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resul
     done(unsafe { libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null()) })
 }
 
+/// Takes the program off the interface before this returns; removing the pin alone does it some time
+/// later.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed.
+    done(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) })
+}
+
 /// # Errors
 /// When the path is not on a BPF filesystem, or taken.
 pub(super) fn pin(link: BorrowedFd<'_>, path: &Path) -> io::Result<()> {

@@ -36,19 +36,20 @@ LRU(connections, 262144, struct tuple, struct connection);
 LRU(half_open_flows, 65536, struct flow_key, struct flow);
 LRU(half_open, 65536, struct tuple, struct connection);
 
-/* One Maglev table a listener, swapped as a whole. A slot holds a target's id; 0 is none. */
-struct table {
+/* One Maglev table a listener, swapped as a whole. It is one value, so that one call fills it. The
+ * kernel takes no table of another size than this. */
+struct table_map {
 	UINT(type, BPF_MAP_TYPE_ARRAY);
-	UINT(max_entries, TABLE_SLOTS + TABLE_LABEL_WORDS);
-	TYPE(key, u32);
-	TYPE(value, u32);
+	UINT(max_entries, 1);
+	UINT(key_size, sizeof(u32));
+	UINT(value_size, sizeof(struct table));
 };
 
 struct {
 	UINT(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	UINT(max_entries, MAX_LISTENERS);
 	TYPE(key, u32);
-	ARRAY_OF(values, struct table);
+	ARRAY_OF(values, struct table_map);
 } tables SEC(".maps");
 
 INLINE int dropped(u32 reason)

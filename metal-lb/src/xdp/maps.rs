@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object};
-use maglev::TABLE_SLOTS;
 use metal_lb_api::Generation;
 
 use super::layout::{
-    Counters, Listener, ListenerKey, Liveness, REASONS, Settings, Shared, TABLE_LABEL_WORDS, TableLabel,
-    Target, Vip,
+    Counters, Listener, ListenerKey, Liveness, REASONS, Settings, Shared, TABLE_BYTES, TABLE_SLOT_BYTES,
+    TableLabel, Target, Vip,
 };
 
 /// Handles of the maps that the control process reads and writes.
@@ -165,37 +164,29 @@ impl Maps {
             let Some(id) = self.tables.lookup(&key, MapFlags::ANY)? else { continue };
             let id = u32::from_ne_bytes(id.as_slice().try_into().context("a map's id is not 4 bytes")?);
             let table = MapHandle::from_map_id(id).context("opening a table")?;
-            let mut label = Vec::new();
-            for word in TABLE_SLOTS..TABLE_SLOTS + TABLE_LABEL_WORDS {
-                label.extend(table.lookup(&word.to_ne_bytes(), MapFlags::ANY)?.unwrap_or_default());
-            }
+            let value = table.lookup(&ONE, MapFlags::ANY)?.unwrap_or_default();
+            let label = value.get(TABLE_SLOT_BYTES..).unwrap_or_default();
             let number =
                 u32::from_ne_bytes(key.as_slice().try_into().context("a table's key is not 4 bytes")?);
-            found.push((number, TableLabel::from_bytes(&label).context("a table without a label")?));
+            found.push((number, TableLabel::from_bytes(label).context("a table without a label")?));
         }
         Ok(found)
     }
 
-    /// Builds a table aside and swaps it in by one update.
+    /// Fills tables aside and swaps them in: number, slots (targets' ids), label. The kernel waits once
+    /// for the packets under way, however many they are.
     ///
     /// # Errors
     /// When memory is short or the kernel refuses.
-    pub fn swap_table(&self, number: u32, slots: &[u32], label: &TableLabel) -> anyhow::Result<()> {
-        let options = libbpf_sys::bpf_map_create_opts {
-            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
-            ..Default::default()
-        };
-        let words = TABLE_SLOTS + TABLE_LABEL_WORDS;
-        let table = MapHandle::create(MapType::Array, Some("table"), 4, 4, words, &options)
-            .context("creating a table")?;
-        let keys: Vec<u8> = (0..words).flat_map(u32::to_ne_bytes).collect();
-        let mut values: Vec<u8> = slots.iter().flat_map(|s| s.to_ne_bytes()).collect();
-        values.extend(label.as_bytes());
-        table.update_batch(&keys, &values, words, MapFlags::ANY, MapFlags::ANY).context("filling a table")?;
-        let fd = table.as_fd().as_raw_fd();
+    pub fn swap_tables(&self, tables: &[(u32, Vec<u16>, TableLabel)]) -> anyhow::Result<()> {
+        let filled = tables.iter().map(|(_, slots, label)| table_of(slots, label));
+        let filled = filled.collect::<anyhow::Result<Vec<MapHandle>>>()?;
+        let numbers: Vec<u8> = tables.iter().flat_map(|(number, ..)| number.to_ne_bytes()).collect();
+        let fds: Vec<u8> = filled.iter().flat_map(|t| t.as_fd().as_raw_fd().to_ne_bytes()).collect();
+        let count = u32::try_from(tables.len()).context("more tables than numbers")?;
         self.tables
-            .update(&number.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
-            .context("swapping a table")
+            .update_batch(&numbers, &fds, count, MapFlags::ANY, MapFlags::ANY)
+            .context("swapping tables")
     }
 
     /// # Errors
@@ -246,6 +237,21 @@ impl Maps {
     pub fn reset_target_counters(&self, id: u32) -> anyhow::Result<()> {
         reset(&self.target_counters, id)
     }
+}
+
+fn table_of(slots: &[u16], label: &TableLabel) -> anyhow::Result<MapHandle> {
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let size = TABLE_BYTES as u32;
+    let table =
+        MapHandle::create(MapType::Array, Some("table"), 4, size, 1, &options).context("creating a table")?;
+    let mut value: Vec<u8> = slots.iter().flat_map(|s| s.to_ne_bytes()).collect();
+    value.resize(TABLE_SLOT_BYTES, 0);
+    value.extend(label.as_bytes());
+    table.update(&ONE, &value, MapFlags::ANY).context("filling a table")?;
+    Ok(table)
 }
 
 /// The clock of the program's timestamps (CLOCK_MONOTONIC), in nanoseconds.

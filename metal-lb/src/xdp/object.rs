@@ -117,15 +117,21 @@ fn advice(error: &io::Error, interface: &str) -> String {
     format!("cannot attach to {interface}: {why}")
 }
 
-/// Detaches the program and removes the pinned maps: all connections end.
+/// Detaches the program and removes the pinned maps of every version: all connections end.
 ///
 /// # Errors
 /// When a pin cannot be removed.
 pub fn cleanup(settings: &Settings) -> anyhow::Result<()> {
-    let pins = settings.pins();
-    match std::fs::remove_dir_all(&pins) {
+    let path = settings.link();
+    if path.exists() {
+        let link = link::open_pinned(&path)
+            .with_context(|| format!("opening the pinned link {}", path.display()))?;
+        link::detach(link.as_fd()).with_context(|| format!("detaching from {}", settings.interface))?;
+    }
+    let folder = settings.bpf_dir.join(&settings.interface);
+    match std::fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing the pins in {}", pins.display()))
+            Err(error).with_context(|| format!("removing the pins in {}", folder.display()))
         }
         _ => Ok(()),
     }

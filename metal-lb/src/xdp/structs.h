@@ -14,7 +14,6 @@ typedef long long s64;
 #define MAX_LISTENERS 4096
 #define MAX_TARGETS 65536
 #define TABLE_SLOTS 65537
-/* Behind a table's slots the control process keeps what it was built for and from. */
 #define TABLE_LABEL_WORDS 4
 /* The first source port of any host's slice, host order. No reply comes to one below. */
 #define FIRST_SOURCE_PORT 16384
@@ -71,6 +70,13 @@ struct listener_key {
 struct listener {
 	u32 table; /* index into tables and listener_counters */
 	u32 idle_s; /* of its connections, host order */
+};
+
+/* Who gets new connections: a flow's hash chooses a slot, which holds a target's id or 0. */
+struct table {
+	u16 targets[TABLE_SLOTS];
+	u16 zero;
+	u32 label[TABLE_LABEL_WORDS]; /* the control process notes what it was built for and from */
 };
 
 #define TARGET_IN_TABLE 1 /* gets new connections */
