@@ -247,9 +247,9 @@ impl<B: Backend> Engine<B> {
         let notes: Vec<String> = self.notes.values().flatten().cloned().collect();
         resolved.reflect(&self.observed.listeners, &notes);
         self.planned = resolved.desired;
-        self.outputs.standing.send_if_modified(|s| {
-            std::mem::replace(&mut s.generation, Some(config.generation)) != Some(config.generation)
-        });
+        self.outputs
+            .standing
+            .send_if_modified(|s| s.generation.replace(config.generation) != Some(config.generation));
         let programmed = Programmed {
             state: resolved.state,
             listeners: self.observed.listeners.clone(),

@@ -1,6 +1,7 @@
 //! What the packet path does, per Service, port and target, with the meaning of an NLB's metrics;
 //! and what this process does. Counters of packets are read from the maps at the moment of a scrape.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::desired::ListenerId;
 use crate::engine::Programmed;
+use crate::observed::ObservedTarget;
 use crate::xdp::XdpBackend;
 use crate::xdp::layout::Counters;
 
@@ -81,18 +83,19 @@ impl Collector for Traffic {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let programmed = Arc::clone(&self.programmed.borrow());
         // What cannot be read is left out of the page; the log of the next sync says why.
-        let listeners = rows(programmed.state.listeners.iter().filter_map(|listener| {
-            let table = programmed.listeners.get(&id_of(listener)?)?.table;
-            Some((labels_of(listener), self.path.listener_counters(table).ok()?))
-        }));
-        flows(&mut encoder, "listener", &listeners)?;
-        let targets = rows(programmed.targets.iter().filter_map(|(id, target)| {
-            let state = programmed.state.listeners.iter().find(|l| id_of(l) == Some(target.listener))?;
-            let mut labels = labels_of(state);
+        let labels: BTreeMap<ListenerId, Labels> =
+            programmed.state.listeners.iter().filter_map(|l| Some((id_of(l)?, labels_of(l)))).collect();
+        let of_listener = |(id, labels): (&ListenerId, &Labels)| {
+            let table = programmed.listeners.get(id)?.table;
+            Some((labels.clone(), self.path.listener_counters(table).ok()?))
+        };
+        flows(&mut encoder, "listener", &labels.iter().filter_map(of_listener).collect::<Vec<_>>())?;
+        let of_target = |(id, target): (&u32, &ObservedTarget)| {
+            let mut labels = labels.get(&target.listener)?.clone();
             labels.push(("target", target.address.to_string()));
             Some((labels, self.path.target_counters(*id).ok()?))
-        }));
-        flows(&mut encoder, "target", &targets)?;
+        };
+        flows(&mut encoder, "target", &programmed.targets.iter().filter_map(of_target).collect::<Vec<_>>())?;
         gauges(&mut encoder, &programmed, &self.host)?;
         let dropped = self.path.reasons().into_iter().flatten();
         let dropped: Vec<(Labels, u64)> =
@@ -105,10 +108,6 @@ impl Collector for Traffic {
             &dropped,
         )
     }
-}
-
-fn rows(rows: impl Iterator<Item = (Labels, Counters)>) -> Vec<(Labels, Counters)> {
-    rows.collect()
 }
 
 fn flows(encoder: &mut DescriptorEncoder<'_>, of: &str, rows: &[(Labels, Counters)]) -> fmt::Result {

@@ -57,6 +57,7 @@ pub async fn run(
     // Any number that differs between two lives of the process, and grows.
     let boot = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos() as u64);
     let sent = AtomicU64::new(boot);
+    let mut told = None;
     loop {
         let Some(present) = tier.borrow_and_update().clone() else {
             if tier.changed().await.is_err() {
@@ -67,7 +68,9 @@ pub async fn run(
         let socket = match UdpSocket::bind(present.own).await {
             Ok(socket) => socket,
             Err(error) => {
-                tracing::warn!(%error, address = %present.own, "cannot bind the members' address; is it this host's?");
+                if told.replace(present.own) != Some(present.own) {
+                    tracing::error!(%error, address = %present.own, "cannot bind the members' address, trying again: is it this host's?");
+                }
                 tokio::time::sleep(BIND_RETRY).await;
                 continue;
             }
