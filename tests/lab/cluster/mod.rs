@@ -91,6 +91,14 @@ impl Lab {
         Client::in_netns(self.client_host.netns.clone())
     }
 
+    /// A client on a node.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn client_on(&self, node: &str) -> Result<Client> {
+        Ok(Client::in_netns(self.node(node)?.host.netns.clone()))
+    }
+
     /// The balancer host of that name.
     ///
     /// # Errors
