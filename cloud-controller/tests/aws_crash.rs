@@ -1,5 +1,6 @@
 //! The AWS provider dies, or loses an answer, at any point of its work, and still ends in the one
 //! right state: nothing twice, nothing left behind.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod aws_support;
 

@@ -1,5 +1,6 @@
 //! The AWS provider on the fake: it settles, keeps its hands off what is not its own, and leaves
 //! nothing behind.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod aws_support;
 
