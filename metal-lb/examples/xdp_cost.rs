@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::Context;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder, ProgramInput, ProgramMut};
 use metal_lb::desired::{Desired, DesiredListener, DesiredTarget, ListenerId, Mac};
-use metal_lb::plan::{Backend, Step, plan, plan_host};
+use metal_lb::plan::{Backend, Step, plan, plan_all, plan_host};
 use metal_lb::xdp::maps::Maps;
 use metal_lb::xdp::{XdpBackend, object};
 use metal_lb_api::NatProtocol;
@@ -76,7 +76,8 @@ fn main() -> anyhow::Result<()> {
         &Frame::udp(client, vip),
         MANY,
     )?;
-    print_swap(&mut backend)
+    print_swap(&mut backend)?;
+    print_node_loss(&mut backend)
 }
 
 struct Bench<'a> {
@@ -170,6 +171,43 @@ fn print_swap(backend: &mut XdpBackend) -> anyhow::Result<()> {
     costs.sort();
     println!(
         "{:.1?} ({:.1?} to {:.1?})  table for 1000 targets built and swapped in",
+        costs[RUNS / 2],
+        costs[0],
+        costs[RUNS - 1]
+    );
+    Ok(())
+}
+
+/// A node leaves a thousand listeners: all their tables.
+fn print_node_loss(backend: &mut XdpBackend) -> anyhow::Result<()> {
+    let wish = |nodes: u8| {
+        let one = desired();
+        let listener = one.listeners.values().next().expect("it has two").clone();
+        let vips = (0..1000u32).map(|n| Ipv4Addr::from(0x0a02_0000 + n));
+        let listeners = vips.clone().map(|vip| {
+            let targets =
+                listener.targets.iter().take(usize::from(nodes)).map(|(n, t)| (n.clone(), *t)).collect();
+            (
+                ListenerId { vip, protocol: NatProtocol::Tcp, port: 80 },
+                DesiredListener { targets, ..listener.clone() },
+            )
+        });
+        Desired { vips: vips.clone().map(|vip| (vip, true)).collect(), listeners: listeners.collect(), ..one }
+    };
+    let mut costs = Vec::new();
+    for round in 0..2 * RUNS {
+        let wish = wish(if round % 2 == 0 { 3 } else { 2 });
+        let observed = backend.observe()?;
+        let start = Instant::now();
+        let plan = plan_all(wish.vips.keys().copied(), &wish, &observed);
+        plan.batches.iter().try_for_each(|batch| backend.apply(batch))?;
+        if round % 2 == 1 {
+            costs.push(start.elapsed());
+        }
+    }
+    costs.sort();
+    println!(
+        "{:.1?} ({:.1?} to {:.1?})  a node leaves 1000 listeners of 3",
         costs[RUNS / 2],
         costs[0],
         costs[RUNS - 1]

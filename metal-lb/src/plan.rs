@@ -135,6 +135,60 @@ pub fn plan(vip: Ipv4Addr, desired: &Desired, observed: &Observed) -> Plan {
     plan
 }
 
+/// The steps for several VIPs as one plan, a batch a phase: first every withdrawal, …, then every
+/// target, every table, … The kernel waits once for all tables instead of once for each (about 10 ms),
+/// which is what counts when a node with a thousand listeners goes down.
+pub fn plan_all(vips: impl IntoIterator<Item = Ipv4Addr>, desired: &Desired, observed: &Observed) -> Plan {
+    let mut ahead = observed.clone();
+    let (mut phases, mut notes) = (BTreeMap::<Phase, Vec<Step>>::new(), Vec::new());
+    for vip in vips {
+        let one = plan(vip, desired, &ahead);
+        notes.extend(one.notes);
+        for step in one.batches.into_iter().flatten() {
+            let phase = Phase::of(&step, &ahead);
+            if let Err(refused) = ahead.apply(&step) {
+                // Only maps that somebody else wrote to can be so; the VIP keeps what it has.
+                notes.push(refused.to_string());
+                break;
+            }
+            phases.entry(phase).or_default().push(step);
+        }
+    }
+    Plan { batches: phases.into_values().collect(), notes }
+}
+
+/// The order of exposure over several VIPs. Steps of one VIP keep theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Withdraw,
+    RemoveListener,
+    ClearTable,
+    ForgetTarget,
+    SetTarget,
+    SwapTable,
+    SetListener,
+    RetireTarget,
+    Announce,
+    RemoveVip,
+}
+
+impl Phase {
+    fn of(step: &Step, before: &Observed) -> Self {
+        match step {
+            Step::SetVip { vip, owned: false } if before.vips.contains_key(vip) => Self::Withdraw,
+            Step::RemoveListener { .. } => Self::RemoveListener,
+            Step::ClearTable { .. } => Self::ClearTable,
+            Step::ForgetTarget { .. } => Self::ForgetTarget,
+            Step::SetHost(_) | Step::SetTarget { .. } => Self::SetTarget,
+            Step::SwapTable { .. } => Self::SwapTable,
+            Step::SetListener { .. } => Self::SetListener,
+            Step::RetireTarget { .. } => Self::RetireTarget,
+            Step::SetVip { .. } => Self::Announce,
+            Step::RemoveVip { .. } => Self::RemoveVip,
+        }
+    }
+}
+
 /// Names a table's content: equal exactly when the table would come out equal.
 pub fn fingerprint(seed: u64, members: &[Member]) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(seed, 0);

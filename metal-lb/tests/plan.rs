@@ -5,13 +5,13 @@
 #[path = "support/plans.rs"]
 mod plans;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use metal_lb::desired::{Desired, ListenerId, Mac, Timeouts};
 use metal_lb::observed::{Observed, ObservedTarget};
 use metal_lb::plan::fake::Fake;
-use metal_lb::plan::{Backend, Step};
+use metal_lb::plan::{Backend, Step, plan_all};
 use metal_lb_api::NatProtocol;
 use plans::{any_desired, apply_all, listener, plans_of, settle, web};
 use proptest::prelude::*;
@@ -154,6 +154,32 @@ proptest! {
             settle(&mut fake, wish);
         }
         assert_serves(&fake.state, wishes.last().unwrap());
+    }
+
+    /// Planned together, VIPs end as they would one after the other, and a crash between two phases
+    /// leaves nothing behind either.
+    #[test]
+    fn many_vips_in_one_plan_end_like_one_after_the_other(
+        wishes in prop::collection::vec(any_desired(), 1..4), after in 0usize..30
+    ) {
+        let (mut fake, mut cut) = (Fake::default(), Fake::default());
+        for wish in &wishes {
+            let together = |backend: &mut Fake| {
+                let observed = backend.observe().unwrap();
+                plan_all(wish.vips.keys().copied().chain(observed.addresses()).collect::<BTreeSet<_>>(), wish, &observed)
+            };
+            let plan = together(&mut fake);
+            apply_all(&mut fake, &plan).unwrap();
+            prop_assert!(together(&mut fake).is_empty());
+            assert_serves(&fake.state, wish);
+
+            cut.dies_after = Some(after);
+            let plan = together(&mut cut);
+            let _died = apply_all(&mut cut, &plan);
+            cut.dies_after = None;
+        }
+        settle(&mut cut, wishes.last().unwrap());
+        assert_serves(&cut.state, wishes.last().unwrap());
     }
 
     /// Each batch is cut at every step: the rest of the plan is lost, and what comes next is planned
