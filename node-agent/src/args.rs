@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use daemon::log::LogFormat;
 use kube_watch::Source;
 
-use crate::config::{ClusterCidrs, Config, NodePortAddresses};
+use crate::config::{ClusterCidrs, Config, NodePortAddresses, parse_duration};
 
 /// Makes Services reachable from and through this node.
 #[derive(Debug, Parser)]
@@ -42,6 +43,12 @@ pub struct RunArgs {
     /// /metrics, /proxyMode and /readyz.
     #[arg(long, default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: SocketAddr,
+    /// A change that waits for twice as long makes the node unhealthy.
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    pub sync_period: Duration,
+    /// The least time between two commits; changes that come meanwhile share one.
+    #[arg(long, default_value = "0", value_parser = parse_duration)]
+    pub min_sync_period: Duration,
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
 }

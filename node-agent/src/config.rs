@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use service_model::{IpFamily, NodeName};
@@ -42,6 +43,8 @@ pub enum InvalidFlag {
     Cidr(String),
     #[error("two {0} cluster CIDRs are given: give at most one a family")]
     SecondCidr(IpFamily),
+    #[error("{0:?} is not a duration such as 10ms, 30s or 1m30s")]
+    Duration(String),
     #[error("{0:?} stands alone: give \"primary\", \"all\", or a list of CIDRs")]
     Mixed(&'static str),
 }
@@ -132,6 +135,39 @@ impl FromStr for NodePortAddresses {
     }
 }
 
+/// A duration as Go writes it, which kube-proxy's flags take: `0`, `10ms`, `1m30s`, `1.5h`.
+///
+/// # Errors
+/// When it is none, or negative.
+pub fn parse_duration(text: &str) -> Result<Duration, InvalidFlag> {
+    let invalid = || InvalidFlag::Duration(text.to_owned());
+    let mut rest = text.trim();
+    if rest == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| invalid())?;
+        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
+        seconds += number
+            * match &rest[digits..unit_end] {
+                "ns" => 1e-9,
+                "us" | "µs" => 1e-6,
+                "ms" => 1e-3,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return Err(invalid()),
+            };
+        rest = &rest[unit_end..];
+    }
+    if text.trim().is_empty() {
+        return Err(invalid());
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|_| invalid())
+}
+
 fn parse_cidrs(text: &str) -> Result<Vec<IpNet>, InvalidFlag> {
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     parts
@@ -154,6 +190,22 @@ mod tests {
         let two = "10.0.0.0/8,11.0.0.0/8".parse::<ClusterCidrs>();
         assert_eq!(two, Err(InvalidFlag::SecondCidr(IpFamily::V4)));
         assert_eq!("10.0.0.0".parse::<ClusterCidrs>(), Err(InvalidFlag::Cidr("10.0.0.0".to_owned())));
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        let cases = [
+            ("0", Some(0)),
+            ("10ms", Some(10)),
+            ("30s", Some(30_000)),
+            ("1m30s", Some(90_000)),
+            ("1.5h", Some(5_400_000)),
+        ];
+        for (text, millis) in
+            cases.into_iter().chain(["", "5", "s", "-1s", "1x", "1s1"].map(|text| (text, None)))
+        {
+            assert_eq!(parse_duration(text).ok(), millis.map(Duration::from_millis), "{text:?}");
+        }
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nfnetlink::Error;
-use service_model::{ServiceName, World};
+use service_model::{Node, ServiceName, World};
 
-use crate::config::Config;
+use crate::batches::{batches, log};
+use crate::config::{Config, NodePortAddresses};
 use crate::nft::desired::DesiredService;
 use crate::nft::kernel::Kernel;
 use crate::nft::mirror::Mirror;
@@ -21,10 +23,6 @@ use crate::select::Place;
 const GRACE: Duration = Duration::from_secs(1);
 /// A Service that the kernel refuses is tried again after this long.
 const QUARANTINE: Duration = Duration::from_secs(30);
-/// Plans of more steps are logged by their size only.
-const LOGGED_STEPS: usize = 60;
-/// A commit of more steps is split, endpoints first, when the table is new.
-const COLD_BATCH: usize = 100_000;
 
 /// Owns the mirror and the socket; told what is dirty.
 #[derive(Debug)]
@@ -32,17 +30,17 @@ pub struct Engine {
     config: Config,
     rulesets: [Ruleset; 2],
     kernel: Kernel,
-    /// The state of the kernel, and the generation in which it was so; `None` when in doubt.
-    mirror: Option<(Mirror, u32)>,
+    /// The state of the kernel; `None` when in doubt.
+    mirror: Option<Mirror>,
     planner: Planner,
     dirty: BTreeSet<ServiceName>,
+    node_changed: bool,
     /// Elements that no Service claims are looked for.
     sweep: bool,
     /// Who has a second batch, and when it may be committed.
     later: BTreeMap<Holder, Instant>,
+    /// Services that the kernel refused, and when they are tried again.
     refused: BTreeMap<ServiceName, Instant>,
-    /// Commits that were ours, to tell them from others' in notifications.
-    pub commits: u64,
 }
 
 /// What a sync did.
@@ -55,8 +53,8 @@ impl Engine {
     /// # Errors
     /// When nf_tables cannot be reached.
     pub fn new(config: Config) -> anyhow::Result<Self> {
-        let kernel =
-            Kernel::open().context("nf_tables needs CAP_NET_ADMIN and a kernel with CONFIG_NF_TABLES")?;
+        let kernel = Kernel::open_listening()
+            .context("nf_tables needs CAP_NET_ADMIN and a kernel with CONFIG_NF_TABLES")?;
         Ok(Self {
             rulesets: Ruleset::both(&config),
             config,
@@ -64,10 +62,10 @@ impl Engine {
             mirror: None,
             planner: Planner::default(),
             dirty: BTreeSet::new(),
+            node_changed: false,
             sweep: false,
             later: BTreeMap::new(),
             refused: BTreeMap::new(),
-            commits: 0,
         })
     }
 
@@ -75,14 +73,40 @@ impl Engine {
         self.dirty.extend(services);
     }
 
-    /// Reads the kernel again before the next plan: somebody else changed our table, or may have.
+    /// The Node changed, hence perhaps its addresses.
+    pub fn mark_node(&mut self) {
+        self.node_changed = true;
+    }
+
+    /// Whether a sync would have anything to look at.
+    pub fn has_work(&self, now: Instant) -> bool {
+        let due = self.next_due().is_some_and(|at| at <= now);
+        self.in_doubt() || !self.dirty.is_empty() || self.node_changed || due
+    }
+
+    /// Whether the next sync reads the kernel.
+    pub fn in_doubt(&self) -> bool {
+        self.mirror.is_none()
+    }
+
+    /// Reads the kernel again before the next plan.
     pub fn doubt(&mut self) {
         self.mirror = None;
     }
 
-    /// The generation that the mirror is of.
-    pub fn generation(&self) -> Option<u32> {
-        self.mirror.as_ref().map(|(_, generation)| *generation)
+    /// Becomes readable when [`Engine::changed_by_others`] may have a new answer.
+    pub fn notifications(&self) -> Option<BorrowedFd<'_>> {
+        self.kernel.notifications()
+    }
+
+    /// Whether somebody else changed our tables since they were read; if so, the next sync reads
+    /// them again.
+    pub fn changed_by_others(&mut self) -> bool {
+        let changed = self.mirror.is_some() && self.kernel.changed_by_others();
+        if changed {
+            self.doubt();
+        }
+        changed
     }
 
     /// When there is something to do that nobody will ask for.
@@ -90,30 +114,64 @@ impl Engine {
         self.later.values().chain(self.refused.values()).min().copied()
     }
 
+    /// Services that the kernel refuses.
+    pub fn refused(&self) -> usize {
+        self.refused.len()
+    }
+
     /// Plans what is dirty or due, and commits it.
     ///
     /// # Errors
-    /// What the kernel refused, or a socket that is broken; everything is planned anew then.
+    /// A kernel that cannot be read or written; everything is read and planned anew then.
     pub fn sync(&mut self, world: &World, now: Instant) -> anyhow::Result<Synced> {
-        let mut synced = Synced::default();
+        let fresh = self.mirror.is_none();
+        match self.attempt(world, now) {
+            Ok(steps) => Ok(Synced { steps }),
+            // What we know may be wrong, or one of the Services is: first the former.
+            Err(error) if !fresh && retries(&error) => {
+                tracing::warn!(error = format!("{error:#}"), "reading the kernel and planning anew");
+                self.doubt();
+                self.sync(world, now)
+            }
+            Err(error) => {
+                if !is_refusal(&error) {
+                    self.doubt();
+                    return Err(error);
+                }
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "looking for the Service that the kernel refuses"
+                );
+                let steps = self.start_over(world).and_then(|()| self.commit_apart(world, now));
+                steps.map(|steps| Synced { steps }).inspect_err(|_| self.doubt())
+            }
+        }
+    }
+
+    /// All that is to be done, in one commit.
+    fn attempt(&mut self, world: &World, now: Instant) -> anyhow::Result<usize> {
         if self.mirror.is_none() {
-            synced.steps += self.start_over(world)?;
+            self.start_over(world)?;
         }
         let due: BTreeSet<Holder> =
             self.later.iter().filter(|(_, at)| **at <= now).map(|(holder, _)| holder.clone()).collect();
-        let retried = self.refused.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone());
-        let mut changed = std::mem::take(&mut self.dirty);
-        changed.extend(retried);
-        self.refused.retain(|name, _| !changed.contains(name));
         self.later.retain(|holder, _| !due.contains(holder));
-        synced.steps += self.commit_node_addresses(world)?;
+        let mut changed = std::mem::take(&mut self.dirty);
+        let suspects: Vec<ServiceName> = self
+            .refused
+            .iter()
+            .filter(|(name, at)| changed.remove(*name) || **at <= now)
+            .map(|(name, _)| name.clone())
+            .collect();
 
+        self.node_changed = false;
+        let mut steps = self.prepare(world);
         let work: BTreeSet<ServiceName> = changed.iter().chain(due.iter().flatten()).cloned().collect();
         let mut plan = self.plan(&work, world);
         if std::mem::take(&mut self.sweep) || due.contains(&None) {
             plan.append(self.leftovers());
         }
-        let mut steps = plan.now;
+        steps.extend(plan.now);
         for (holder, surplus) in plan.later {
             let settled = due.contains(&holder) && holder.as_ref().is_none_or(|name| !changed.contains(name));
             if settled {
@@ -122,60 +180,49 @@ impl Engine {
                 self.later.insert(holder, now + GRACE);
             }
         }
-        match self.commit(&steps) {
-            Ok(steps) => synced.steps += steps,
-            Err(Error::Rejected(rejection)) => {
-                tracing::error!(%rejection, "the kernel refused a plan; committing its Services one by one");
-                synced.steps += self.commit_each(&work, world, now)?;
-            }
-            Err(error) => {
-                self.dirty.extend(work);
-                return Err(error).context("committing");
-            }
+        let mut done = self.commit(&steps)?;
+        for name in suspects {
+            done += self.commit_alone(&name, world, now)?;
         }
-        Ok(synced)
+        Ok(done)
     }
 
-    /// Reads the kernel, and brings tables, chains and sets into shape.
-    fn start_over(&mut self, world: &World) -> anyhow::Result<usize> {
-        let generation = self.kernel.generation()?;
-        let mirror = self.kernel.observe(&self.rulesets).context("reading our tables")?;
-        let structure = plan_structure(&self.rulesets, &mirror);
-        self.mirror = Some((mirror, generation));
+    /// Reads the kernel, and marks everything.
+    fn start_over(&mut self, world: &World) -> anyhow::Result<()> {
+        self.mirror = Some(self.kernel.observe(&self.rulesets).context("reading our tables")?);
         self.later.clear();
         self.dirty.extend(world.services().map(|s| s.name.clone()));
         self.dirty.extend(self.planner.services().cloned());
+        self.dirty.retain(|name| !self.refused.contains_key(name));
         self.planner.forget_released();
         self.sweep = true;
-        Ok(self.commit(&structure.now)?)
+        Ok(())
     }
 
-    fn commit_node_addresses(&mut self, world: &World) -> anyhow::Result<usize> {
+    /// The steps that no Service asks for: tables, chains and sets, the node's addresses. The
+    /// mirror follows at once, since elements are planned for the tables as they will be.
+    fn prepare(&mut self, world: &World) -> Vec<Step> {
         let wanted = self.node_addresses(world);
-        let Some((mirror, _)) = &self.mirror else { return Ok(0) };
-        let plan = plan_node_addresses(&wanted, mirror);
-        Ok(self.commit(&plan.now)?)
+        let Some(mirror) = &mut self.mirror else { return Vec::new() };
+        let mut steps = plan_structure(&self.rulesets, mirror).now;
+        steps.iter().for_each(|step| mirror.follow(step));
+        steps.extend(plan_node_addresses(&wanted, mirror).now);
+        steps
     }
 
     fn node_addresses(&self, world: &World) -> BTreeSet<IpAddr> {
-        let host: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
-            .into_iter()
-            .flatten()
-            .filter_map(|interface| {
-                let address = interface.address?;
-                let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-                v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-            })
-            .collect();
-        let node = world.node(&self.config.node_name);
-        let internal = node.into_iter().flat_map(service_model::Node::internal_ips);
+        let host = match self.config.nodeport_addresses {
+            NodePortAddresses::Ranges(_) => host_addresses(),
+            NodePortAddresses::Primary | NodePortAddresses::All => Vec::new(),
+        };
+        let internal = world.node(&self.config.node_name).into_iter().flat_map(Node::internal_ips);
         self.config.nodeport_addresses.select(internal, &host).into_iter().collect()
     }
 
     fn plan(&mut self, services: &BTreeSet<ServiceName>, world: &World) -> Plan {
-        let Some((mirror, _)) = &self.mirror else { return Plan::default() };
+        let Some(mirror) = &self.mirror else { return Plan::default() };
         let node = &self.config.node_name;
-        let place = Place { node, zone: world.node(node).and_then(service_model::Node::zone) };
+        let place = Place { node, zone: world.node(node).and_then(Node::zone) };
         let desired = |name: &ServiceName| {
             world.service(name).map(|s| DesiredService::of(s, world, place)).unwrap_or_default()
         };
@@ -183,82 +230,85 @@ impl Engine {
     }
 
     fn leftovers(&self) -> Plan {
-        self.mirror.as_ref().map(|(mirror, _)| self.planner.leftovers(mirror)).unwrap_or_default()
+        self.mirror.as_ref().map(|mirror| self.planner.leftovers(mirror)).unwrap_or_default()
     }
 
-    /// One bad Service never blocks the others.
-    fn commit_each(
-        &mut self,
-        work: &BTreeSet<ServiceName>,
-        world: &World,
-        now: Instant,
-    ) -> anyhow::Result<usize> {
-        let mut done = 0;
-        for name in work {
-            let plan = self.plan(&BTreeSet::from([name.clone()]), world);
+    /// One bad Service never blocks the others: all but those that the kernel refuses. What is
+    /// surplus waits for the next sync.
+    fn commit_apart(&mut self, world: &World, now: Instant) -> anyhow::Result<usize> {
+        let steps = self.prepare(world);
+        let mut done = self.commit(&steps)?;
+        let all: Vec<ServiceName> = std::mem::take(&mut self.dirty).into_iter().collect();
+        let mut parts = vec![all];
+        while let Some(mut services) = parts.pop() {
+            if let [name] = services.as_slice() {
+                done += self.commit_alone(name, world, now)?;
+                continue;
+            }
+            let plan = self.plan(&services.iter().cloned().collect(), world);
+            self.later.extend(plan.later.into_keys().map(|holder| (holder, now + GRACE)));
             match self.commit(&plan.now) {
                 Ok(steps) => done += steps,
-                Err(Error::Rejected(rejection)) => {
-                    tracing::error!(service = %name, %rejection, "left out until it changes; the others go on");
-                    self.refused.insert(name.clone(), now + QUARANTINE);
+                Err(error) if is_refusal(&error) => {
+                    let second = services.split_off(services.len() / 2);
+                    parts.extend([second, services]);
                 }
-                Err(error) => return Err(error).context("committing one Service"),
+                Err(error) => return Err(error),
             }
         }
         Ok(done)
     }
 
-    /// Commits and follows. A foreign commit in between is no error if our table is untouched.
-    fn commit(&mut self, steps: &[Step]) -> nfnetlink::Result<usize> {
-        let Some((mirror, generation)) = &mut self.mirror else { return Ok(0) };
+    /// Commits one Service; if the kernel refuses it, it is left as it is for a while.
+    fn commit_alone(&mut self, name: &ServiceName, world: &World, now: Instant) -> anyhow::Result<usize> {
+        let plan = self.plan(&BTreeSet::from([name.clone()]), world);
+        self.later.extend(plan.later.into_keys().map(|holder| (holder, now + GRACE)));
+        match self.commit(&plan.now) {
+            Ok(steps) => {
+                self.refused.remove(name);
+                Ok(steps)
+            }
+            Err(error) if is_refusal(&error) => {
+                let (service, error) = (name.as_str(), format!("{error:#}"));
+                tracing::error!(service, error, "the kernel refuses this Service; it is left out for now");
+                self.refused.insert(name.clone(), now + QUARANTINE);
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Commits and follows.
+    fn commit(&mut self, steps: &[Step]) -> anyhow::Result<usize> {
+        let Some(mirror) = &mut self.mirror else { return Ok(0) };
         if steps.is_empty() {
             return Ok(0);
         }
         log(steps);
         for batch in batches(steps) {
-            match self.kernel.commit(&batch, *generation) {
-                Ok(next) => *generation = next,
-                Err(error) => {
-                    if !matches!(error, Error::Rejected(_)) {
-                        self.mirror = None;
-                    }
-                    return Err(error);
-                }
-            }
-            self.commits += 1;
+            self.kernel.commit(&batch).context("committing")?;
             batch.iter().for_each(|step| mirror.follow(step));
         }
         Ok(steps.len())
     }
-
-    /// The generation moved without touching our table.
-    pub fn follow_generation(&mut self, now: u32) {
-        if let Some((_, generation)) = &mut self.mirror {
-            *generation = now;
-        }
-    }
 }
 
-/// One batch, but for a cold start too large for the socket: endpoints first, so that a frontend is
-/// dispatched only when all that it needs is there.
-fn batches(steps: &[Step]) -> Vec<std::borrow::Cow<'_, [Step]>> {
-    use crate::nft::step::Element;
-    let only_adds = steps.iter().all(|s| matches!(s, Step::Add(_)));
-    if steps.len() <= COLD_BATCH || !only_adds {
-        return vec![steps.into()];
-    }
-    let (endpoints, rest): (Vec<Step>, Vec<Step>) =
-        steps.iter().cloned().partition(|s| matches!(s, Step::Add(Element::Endpoint { .. })));
-    let cut = |steps: Vec<Step>| steps.chunks(COLD_BATCH).map(|c| c.to_vec().into()).collect::<Vec<_>>();
-    [cut(endpoints), cut(rest)].concat()
+/// Whether reading the kernel again may help at once.
+fn retries(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Rejected(_) | Error::StaleGeneration))
 }
 
-fn log(steps: &[Step]) {
-    if steps.len() > LOGGED_STEPS {
-        tracing::info!(steps = steps.len(), "committing");
-        return;
-    }
-    for step in steps {
-        tracing::info!("{step}");
-    }
+fn is_refusal(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::Rejected(_)))
+}
+
+fn host_addresses() -> Vec<IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        })
+        .collect()
 }

@@ -1,21 +1,28 @@
-//! `/healthz` and `/livez`, as load balancers and kubelets ask kube-proxy (KEP-3836).
+//! `/healthz` and `/livez`, as load balancers and kubelets ask kube-proxy (KEP-3836): the same
+//! JSON, status codes and headers as its `healthcheck/proxy_health.go`.
+//!
+//! One difference is meant: before the first sync the node is not healthy, since nothing would be
+//! served; kube-proxy says that it is.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use daemon::http::{Response, Router, json};
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
-use serde_json::json as object;
+use jiff::Timestamp;
+use serde::Serialize;
 
-/// A change that waits for longer makes the node unhealthy (kube-proxy: twice its sync period of
-/// 30 s).
-const LATE: Duration = Duration::from_secs(60);
+use crate::metrics::Metrics;
+use crate::nft::layout::FAMILIES;
 
 /// What the probes answer from.
 #[derive(Debug, Clone)]
 pub struct Health {
     state: Arc<Mutex<State>>,
+    /// A change that waits for longer makes the node unhealthy.
+    late: Duration,
 }
 
 #[derive(Debug)]
@@ -26,14 +33,35 @@ struct State {
     eligible: bool,
 }
 
-impl Default for Health {
-    fn default() -> Self {
-        let state = State { updated: None, waiting: None, eligible: true };
-        Self { state: Arc::new(Mutex::new(state)) }
-    }
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body {
+    last_updated: Timestamp,
+    current_time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    status: BTreeMap<String, FamilyBody>,
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyBody {
+    last_updated: Timestamp,
+    healthy: bool,
+}
+
+/// How Go writes the time that is none.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
 impl Health {
+    /// kube-proxy calls a change late after twice its `--sync-period`.
+    pub fn new(sync_period: Duration) -> Self {
+        let state = State { updated: None, waiting: None, eligible: true };
+        Self { state: Arc::new(Mutex::new(state)), late: sync_period * 2 }
+    }
+
     /// A change waits to be committed.
     pub fn queued(&self, now: SystemTime) {
         self.lock().waiting.get_or_insert(now);
@@ -50,58 +78,114 @@ impl Health {
         self.lock().eligible = eligible;
     }
 
-    pub fn routes(&self) -> Router {
-        let (healthz, livez) = (self.clone(), self.clone());
-        Router::new()
-            .get("/healthz", move |_| healthz.answer(true, SystemTime::now()))
-            .get("/livez", move |_| livez.answer(false, SystemTime::now()))
-    }
-
-    fn answer(&self, with_eligibility: bool, now: SystemTime) -> Response {
+    /// Whether the node's rules are what they should be, whatever becomes of the node.
+    pub fn is_live(&self, now: SystemTime) -> bool {
         let state = self.lock();
-        let late = state.waiting.is_some_and(|since| now.duration_since(since).is_ok_and(|age| age > LATE));
-        let healthy = state.updated.is_some() && !late && (state.eligible || !with_eligibility);
-        let time = |time: SystemTime| {
-            k8s_openapi::jiff::Timestamp::try_from(time).map(|t| t.to_string()).unwrap_or_default()
-        };
-        let updated = if healthy { time(now) } else { state.updated.map(time).unwrap_or_default() };
-        let family = object!({"lastUpdated": updated, "healthy": state.updated.is_some() && !late});
-        let mut body = object!({
-            "lastUpdated": updated, "currentTime": time(now), "healthy": healthy,
-            "status": {"IPv4": family, "IPv6": family}
-        });
-        if with_eligibility {
-            body["nodeEligible"] = state.eligible.into();
-        }
-        let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let mut response = json(status, body.to_string());
-        response.headers_mut().insert("X-Content-Type-Options", HeaderValue::from_static("nosniff"));
-        response
+        let late = |since: SystemTime| now.duration_since(since).is_ok_and(|age| age >= self.late);
+        state.updated.is_some() && !state.waiting.is_some_and(late)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    pub fn routes(&self, metrics: &Metrics) -> Router {
+        let (healthz, livez) = (self.clone(), self.clone());
+        let (counted, counted_live) = (metrics.clone(), metrics.clone());
+        Router::new()
+            .get("/healthz", move |_| {
+                let response = healthz.answer(true, SystemTime::now());
+                counted.healthz(response.status());
+                response
+            })
+            .get("/livez", move |_| {
+                let response = livez.answer(false, SystemTime::now());
+                counted_live.livez(response.status());
+                response
+            })
+    }
+
+    fn answer(&self, asks_eligibility: bool, now: SystemTime) -> Response {
+        let live = self.is_live(now);
+        let state = self.lock();
+        let healthy = live && (state.eligible || !asks_eligibility);
+        let never: Timestamp = NEVER.parse().expect("a timestamp");
+        let time = |time: SystemTime| Timestamp::try_from(time).unwrap_or(never);
+        let updated = state.updated.map_or(never, time);
+        let families = FAMILIES.into_iter().filter(|_| state.updated.is_some());
+        let body = Body {
+            // kube-proxy's promise: recent if healthy, also when nothing had to be done.
+            last_updated: if healthy { time(now) } else { updated },
+            current_time: time(now),
+            node_eligible: asks_eligibility.then_some(state.eligible),
+            healthy,
+            status: families
+                .map(|family| (family.to_string(), FamilyBody { last_updated: updated, healthy: live }))
+                .collect(),
+        };
+        let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let body = serde_json::to_vec(&body).expect("plain fields and string keys");
+        without_sniffing(json(status, body))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The header that kube-proxy's health answers carry.
+pub fn without_sniffing(mut response: Response) -> Response {
+    response.headers_mut().insert("X-Content-Type-Options", HeaderValue::from_static("nosniff"));
+    response
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    fn time(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn statuses(health: &Health, at: u64) -> (u16, u16) {
+        let status = |eligible| health.answer(eligible, time(at)).status().as_u16();
+        (status(true), status(false))
+    }
+
     #[test]
     fn the_node_is_healthy_once_synced_unless_a_change_waits_too_long_or_it_is_being_removed() {
-        let (health, now) = (Health::default(), SystemTime::UNIX_EPOCH + Duration::from_secs(1000));
-        let status = |eligible, at| health.answer(eligible, at).status().as_u16();
-        assert_eq!((status(true, now), status(false, now)), (503, 503), "nothing is synced yet");
-        health.updated(now);
-        health.queued(now);
-        assert_eq!(status(true, now + Duration::from_secs(59)), 200);
-        assert_eq!(
-            (status(true, now + Duration::from_secs(61)), status(false, now + Duration::from_secs(61))),
-            (503, 503)
-        );
-        health.updated(now);
+        let health = Health::new(PERIOD);
+        assert_eq!(statuses(&health, 1000), (503, 503), "nothing is synced yet");
+        health.updated(time(1000));
+        health.queued(time(1000));
+        health.queued(time(1050));
+        assert_eq!(statuses(&health, 1059), (200, 200));
+        assert_eq!(statuses(&health, 1060), (503, 503), "the oldest change counts");
+        health.updated(time(1061));
         health.set_eligible(false);
-        assert_eq!((status(true, now), status(false, now)), (503, 200), "livez does not ask for eligibility");
+        assert_eq!(statuses(&health, 1062), (503, 200), "livez does not ask for eligibility");
+    }
+
+    #[tokio::test]
+    async fn the_answer_has_kube_proxys_fields() {
+        use http_body_util::BodyExt;
+        let health = Health::new(PERIOD);
+        let body = async |eligible, at| {
+            let answer = health.answer(eligible, time(at));
+            assert_eq!(answer.headers()["content-type"], "application/json");
+            assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
+            String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+        };
+        assert_eq!(
+            body(true, 5).await,
+            r#"{"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"1970-01-01T00:00:05Z","nodeEligible":true,"healthy":false}"#
+        );
+        health.updated(time(6));
+        assert_eq!(
+            body(false, 9).await,
+            concat!(
+                r#"{"lastUpdated":"1970-01-01T00:00:09Z","currentTime":"1970-01-01T00:00:09Z","healthy":true,"#,
+                r#""status":{"IPv4":{"lastUpdated":"1970-01-01T00:00:06Z","healthy":true},"#,
+                r#""IPv6":{"lastUpdated":"1970-01-01T00:00:06Z","healthy":true}}}"#
+            )
+        );
     }
 }

@@ -1,10 +1,15 @@
 //! Programs the ClusterIP, NodePort and load balancer addresses of its node, in place of
 //! kube-proxy.
 
+pub mod agent;
 pub mod args;
+pub mod batches;
 pub mod config;
 pub mod engine;
 pub mod health;
+pub mod health_checks;
+pub mod metrics;
 pub mod nft;
 pub mod run;
 pub mod select;
+pub mod verbs;

@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use node_agent::engine::Engine;
@@ -12,26 +11,8 @@ use node_agent::nft::ruleset::Ruleset;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
+use support::kernel::{in_namespace, nft};
 use support::*;
-
-/// Runs the test on a thread in a fresh network namespace, which ends with it.
-fn in_namespace(test: impl FnOnce() + Send) {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
-            test();
-        });
-        if let Err(panic) = thread.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
-}
-
-fn nft(args: &[&str]) -> String {
-    let done = Command::new("nft").args(args).output().expect("install nftables: scripts/setup does");
-    assert!(done.status.success(), "nft {args:?}: {}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8_lossy(&done.stdout).into_owned()
-}
 
 fn engine_sync(engine: &mut Engine, agent: &mut Agent, now: Instant) -> usize {
     engine.mark(agent.world.take_dirty().services);

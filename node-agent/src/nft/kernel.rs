@@ -1,27 +1,69 @@
 //! The kernel's nf_tables: reads the mirror, commits batches. No policy.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use nfnetlink::{Batch, Dumped, Element as KernelElement, Generation, Socket, Table};
+use nfnetlink::{Batch, Dumped, Element as KernelElement, Error, Monitor, Socket, Table};
 use service_model::IpFamily;
 
 use super::compile;
-use super::layout::{FAMILIES, Group, SetName, TABLE};
+use super::layout::{FAMILIES, Group, MAX_TARGETS, SetName, TABLE};
 use super::mirror::{Mirror, Structure};
+use super::others::Others;
 use super::ruleset::{ChainName, Ruleset};
 use super::step::{Element, Step};
+
+/// Commits of more steps are made without listening: notifications make them slower by half.
+const QUIET_BATCH: usize = 2000;
+/// How often a commit is repeated because somebody else's came first.
+const ATTEMPTS: usize = 8;
 
 /// One netlink socket, in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Kernel {
     socket: Socket,
+    monitor: Option<Monitor>,
+    others: Others,
 }
 
 impl Kernel {
     /// # Errors
     /// When the kernel has no nf_tables or we have no CAP_NET_ADMIN.
     pub fn open() -> nfnetlink::Result<Self> {
-        Ok(Self { socket: Socket::open()? })
+        Ok(Self { socket: Socket::open()?, monitor: None, others: Others::default() })
+    }
+
+    /// As [`Kernel::open`], and listens to what others do.
+    ///
+    /// # Errors
+    /// As [`Kernel::open`].
+    pub fn open_listening() -> nfnetlink::Result<Self> {
+        Ok(Self { monitor: Some(Monitor::open()?), ..Self::open()? })
+    }
+
+    /// Becomes readable when [`Kernel::changed_by_others`] may have a new answer; `None` without
+    /// listening.
+    pub fn notifications(&self) -> Option<BorrowedFd<'_>> {
+        self.monitor.as_ref().map(Monitor::as_fd)
+    }
+
+    /// Whether somebody else changed our tables, or may have, since they were read. Always false
+    /// without listening.
+    pub fn changed_by_others(&mut self) -> bool {
+        let mut events = Vec::new();
+        while let Some(monitor) = &mut self.monitor {
+            match monitor.receive(&mut events) {
+                Ok(()) => events.drain(..).for_each(|event| self.others.note(&event)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::warn!(%error, "listening to nf_tables");
+                    self.others.suspect();
+                    break;
+                }
+            }
+        }
+        self.others.changed()
     }
 
     /// The ruleset's generation: it differs after anybody's commit.
@@ -32,11 +74,14 @@ impl Kernel {
         Ok(self.socket.generation()?.id)
     }
 
-    /// Reads all that is ours.
+    /// Reads all that is ours. From here on [`Kernel::changed_by_others`] speaks of what happens
+    /// after this reading began.
     ///
     /// # Errors
     /// When the kernel does not answer.
     pub fn observe(&mut self, rulesets: &[Ruleset]) -> nfnetlink::Result<Mirror> {
+        let generation = self.generation()?;
+        self.others.read_at(generation);
         let mut mirror = Mirror::default();
         for ruleset in rulesets {
             let structure = self.observe_structure(ruleset)?;
@@ -49,19 +94,54 @@ impl Kernel {
         Ok(mirror)
     }
 
-    /// Commits the steps as one, if nobody else has committed since `generation`.
-    /// Answers the generation after it.
+    /// Commits the steps as one, if nobody else has changed our tables since they were read.
     ///
     /// # Errors
-    /// The kernel's refusal: then nothing has changed.
-    pub fn commit(&mut self, steps: &[Step], generation: u32) -> nfnetlink::Result<u32> {
+    /// The kernel's refusal: then nothing has changed. [`Error::StaleGeneration`] if others
+    /// changed our tables, or commit all the time.
+    pub fn commit(&mut self, steps: &[Step]) -> nfnetlink::Result<()> {
+        if self.changed_by_others() {
+            return Err(Error::StaleGeneration);
+        }
         let mut batch = Batch::with_capacity(steps.len() * 128);
-        batch.expect_generation(generation);
         for step in steps {
             write(step, &mut batch);
         }
-        self.socket.commit(&batch)?;
-        Ok(Generation::next(generation))
+        if steps.len() <= QUIET_BATCH {
+            return self.send(&mut batch, true);
+        }
+        if let Some(monitor) = &self.monitor {
+            monitor.leave()?;
+        }
+        let sent = self.send(&mut batch, false);
+        if let Some(monitor) = &self.monitor {
+            monitor.join()?;
+            if self.generation()? != self.others.generation() {
+                self.others.suspect();
+            }
+        }
+        sent
+    }
+
+    fn send(&mut self, batch: &mut Batch, announced: bool) -> nfnetlink::Result<()> {
+        for _ in 0..ATTEMPTS {
+            let expected = self.others.generation();
+            batch.expect_generation(expected);
+            match self.socket.commit(batch) {
+                Ok(()) => {
+                    self.others.committed(announced && self.monitor.is_some());
+                    return Ok(());
+                }
+                // Another table's, perhaps: then what we know still holds.
+                Err(Error::StaleGeneration) => {
+                    if self.changed_by_others() || self.others.generation() == expected {
+                        return Err(Error::StaleGeneration);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::StaleGeneration)
     }
 
     fn observe_structure(&mut self, ruleset: &Ruleset) -> nfnetlink::Result<Structure> {
@@ -110,7 +190,10 @@ impl Kernel {
         let mut elements: BTreeSet<Element> = BTreeSet::new();
         self.socket.elements(compile::table(family), &set.to_string(), |dumped| match dumped {
             Dumped::Restart => elements.clear(),
-            Dumped::Element(element) => elements.extend(parse(family, set, &element)),
+            Dumped::Element(element) => match parse(family, set, &element) {
+                Some(element) => drop(elements.insert(element)),
+                None => mirror.structure_mut(family).unusable = true,
+            },
         })?;
         elements.iter().for_each(|element| mirror.add(element));
         Ok(())
@@ -211,6 +294,7 @@ fn shortened(label: &str) -> &str {
     label.get(..LONGEST_COMMENT).unwrap_or(label)
 }
 
+/// `None` for what we never write.
 fn parse(family: IpFamily, set: SetName, element: &KernelElement<'_>) -> Option<Element> {
     match set {
         SetName::Group(shape, group) => {
@@ -225,6 +309,9 @@ fn parse(family: IpFamily, set: SetName, element: &KernelElement<'_>) -> Option<
         SetName::Endpoints(shape, pool) => {
             let (frontend, index) = compile::parse_key(family, shape, element.key)?;
             let index = u32::from_ne_bytes(index.get(..4)?.try_into().ok()?);
+            if index as usize >= MAX_TARGETS {
+                return None;
+            }
             let target = compile::parse_data(family, element.value()?)?;
             Some(Element::Endpoint { frontend, pool, index, target })
         }

@@ -14,6 +14,7 @@ pub mod groups;
 pub mod kernel;
 pub mod layout;
 pub mod mirror;
+pub mod others;
 pub mod plan;
 pub mod ruleset;
 pub mod step;

@@ -6,6 +6,8 @@
     reason = "shared by test binaries; each uses its own part"
 )]
 
+pub mod kernel;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

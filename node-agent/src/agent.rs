@@ -1,0 +1,190 @@
+//! The loop: changes mark Services dirty, one commit a sync. Nothing is decided from an event.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use daemon::ReadyToken;
+use service_model::{Change, Kind, Node, ServiceName, World};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::health::Health;
+use crate::health_checks::HealthChecks;
+use crate::metrics::Metrics;
+
+/// The kernel is compared with what we think of it, in case a notification was missed.
+const RECHECK: Duration = Duration::from_secs(300);
+/// After a failed sync.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between two readings of the kernel, however often others change our tables.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Every kind that the agent watches: nothing is decided before all are listed.
+const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+
+/// The World, and what is made of it.
+#[derive(Debug)]
+pub struct Agent {
+    world: World,
+    config: Config,
+    engine: Engine,
+    checks: HealthChecks,
+    health: Health,
+    metrics: Metrics,
+    min_sync_period: Duration,
+    first_sync: Option<ReadyToken>,
+    zone: Option<Box<str>>,
+    /// Services whose health check port may have to change.
+    changed: BTreeSet<ServiceName>,
+    /// No sync before.
+    not_before: Option<Instant>,
+    failed: bool,
+}
+
+impl Agent {
+    /// # Errors
+    /// When nf_tables cannot be reached.
+    pub fn new(
+        config: Config,
+        min_sync_period: Duration,
+        health: Health,
+        metrics: Metrics,
+        first_sync: ReadyToken,
+    ) -> anyhow::Result<Self> {
+        // Until the Node is known.
+        health.set_eligible(false);
+        Ok(Self {
+            world: World::default(),
+            engine: Engine::new(config.clone())?,
+            checks: HealthChecks::new(health.clone(), &config.node_name),
+            config,
+            health,
+            metrics,
+            min_sync_period,
+            first_sync: Some(first_sync),
+            zone: None,
+            changed: BTreeSet::new(),
+            not_before: None,
+            failed: false,
+        })
+    }
+
+    /// Works until cancelled, or until no more changes can come. The rules stay.
+    ///
+    /// # Errors
+    /// When notifications of the kernel cannot be waited for.
+    pub async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<Change>,
+        cancel: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let notifications = self.engine.notifications().map(|fd| fd.try_clone_to_owned()).transpose()?;
+        let notifications = notifications.map(readable_fd).transpose().context("waiting for nf_tables")?;
+        let mut recheck = tokio::time::interval(RECHECK);
+        recheck.tick().await;
+        loop {
+            let due = [self.engine.next_due(), self.not_before].into_iter().flatten().min();
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                change = changes.recv() => match change {
+                    None => return Ok(()),
+                    Some(change) => {
+                        self.apply(change);
+                        // What has come meanwhile goes into the same commit.
+                        while let Ok(change) = changes.try_recv() {
+                            self.apply(change);
+                        }
+                    }
+                },
+                ready = readable(notifications.as_ref()) => ready?,
+                _ = recheck.tick() => self.engine.doubt(),
+                () = sleep_until(due) => {}
+            }
+            let now = Instant::now();
+            if self.engine.changed_by_others() {
+                tracing::warn!("somebody else changed our tables; putting them right");
+                self.metrics.changed_by_others();
+            }
+            if self.world.has_synced(&KINDS) && self.not_before.is_none_or(|at| at <= now) {
+                self.sync(now).await;
+            }
+        }
+    }
+
+    async fn sync(&mut self, now: Instant) {
+        let reads = self.engine.in_doubt();
+        if !reads && !self.engine.has_work(now) && self.changed.is_empty() {
+            self.not_before = None;
+            self.health.updated(SystemTime::now());
+            return;
+        }
+        let synced = self.engine.sync(&self.world, now);
+        self.metrics.refused(self.engine.refused());
+        let pause = match synced {
+            Ok(synced) => {
+                self.metrics.synced(now.elapsed(), synced.steps, SystemTime::now());
+                self.health.updated(SystemTime::now());
+                if let Some(token) = self.first_sync.take() {
+                    token.done();
+                }
+                if std::mem::take(&mut self.failed) {
+                    tracing::info!("syncing again");
+                }
+                if reads { self.min_sync_period.max(PAUSE) } else { self.min_sync_period }
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "the sync failed; trying again");
+                self.metrics.failed();
+                self.failed = true;
+                self.min_sync_period.max(RETRY)
+            }
+        };
+        self.not_before = (!pause.is_zero()).then(|| Instant::now() + pause);
+        self.checks.update(std::mem::take(&mut self.changed), &self.world).await;
+    }
+
+    fn apply(&mut self, change: Change) {
+        self.health.queued(SystemTime::now());
+        self.world.apply(change);
+        let mut dirty = self.world.take_dirty();
+        if !dirty.nodes.is_empty() {
+            let node = self.world.node(&self.config.node_name);
+            self.health.set_eligible(node.is_some_and(|node| !node.is_being_removed()));
+            let zone = node.and_then(Node::zone).map(Into::into);
+            if zone != self.zone {
+                // It decides which endpoints are preferred.
+                self.zone = zone;
+                self.world.mark_all_services();
+                dirty.services.append(&mut self.world.take_dirty().services);
+            }
+            self.engine.mark_node();
+        }
+        self.changed.extend(dirty.services.iter().cloned());
+        self.engine.mark(dirty.services);
+    }
+}
+
+#[expect(deprecated, reason = "sound here: it owns the descriptor; the replacement is an unsafe function")]
+fn readable_fd(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(fd)
+}
+
+async fn readable(fd: Option<&AsyncFd<OwnedFd>>) -> anyhow::Result<()> {
+    match fd {
+        // Cleared before it is read empty: what comes later makes it readable again.
+        Some(fd) => Ok(fd.readable().await.map(|mut ready| ready.clear_ready())?),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}

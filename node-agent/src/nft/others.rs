@@ -1,0 +1,128 @@
+//! Whose commit was it? The kernel announces every commit: what changed, then the generation that
+//! it made. Ours are told apart by their generation.
+
+use std::collections::BTreeSet;
+
+use nfnetlink::{Event, Generation};
+
+use super::layout::TABLE;
+
+/// Follows the notifications since a reading of our tables.
+#[derive(Debug, Default)]
+pub struct Others {
+    /// The last generation in which our tables were as we know them.
+    generation: u32,
+    /// Generations that we made and that were not announced yet.
+    ours: BTreeSet<u32>,
+    /// The commit that is being announced changes our tables.
+    touched: bool,
+    changed: bool,
+}
+
+impl Others {
+    /// Our tables were read, or are about to be, in this generation.
+    pub fn read_at(&mut self, generation: u32) {
+        *self = Self { generation, ..Self::default() };
+    }
+
+    /// We are about to commit; answers the generation that this needs.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Our commit, which needed [`Others::generation`], is in force. `announced`: notifications of
+    /// it will come.
+    pub fn committed(&mut self, announced: bool) {
+        self.generation = Generation::next(self.generation);
+        if announced {
+            self.ours.insert(self.generation);
+        }
+    }
+
+    /// Somebody else may have changed our tables.
+    pub fn suspect(&mut self) {
+        self.changed = true;
+    }
+
+    pub fn note(&mut self, event: &Event) {
+        match event {
+            Event::Object { table, .. } => self.touched |= table == TABLE,
+            Event::Generation(made) => {
+                let touched = std::mem::take(&mut self.touched);
+                if !self.ours.remove(&made.id) && self.is_news(made.id) {
+                    self.changed |= touched;
+                    self.generation = made.id;
+                }
+            }
+            Event::Overrun => self.changed = true,
+        }
+    }
+
+    /// Whether somebody else changed our tables, or may have, since they were read.
+    pub fn changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Generations wrap. What was announced before the reading is part of it.
+    fn is_news(&self, generation: u32) -> bool {
+        generation.wrapping_sub(self.generation).cast_signed() > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nfnetlink::{Change, Family, ObjectKind};
+
+    fn touching(table: &str) -> Event {
+        Event::Object {
+            change: Change::Deleted,
+            kind: ObjectKind::Table,
+            family: Family::Ip,
+            table: table.to_owned(),
+        }
+    }
+
+    fn made(id: u32) -> Event {
+        Event::Generation(Generation { id, ..Generation::default() })
+    }
+
+    fn after(events: &[Event]) -> (bool, u32) {
+        let mut others = Others::default();
+        others.read_at(10);
+        others.committed(true);
+        for event in events {
+            others.note(event);
+        }
+        (others.changed(), others.generation())
+    }
+
+    #[test]
+    fn only_others_commits_that_touch_our_table_count() {
+        let ours = touching(TABLE);
+        let cases: [(&str, &[Event], (bool, u32)); 6] = [
+            ("our own", &[ours.clone(), made(11)], (false, 11)),
+            ("another table", &[ours.clone(), made(11), touching("filter"), made(12)], (false, 12)),
+            ("our table", &[ours.clone(), made(11), ours.clone(), made(12)], (true, 12)),
+            (
+                "another table, then ours",
+                &[ours.clone(), made(11), touching("nat"), made(12), ours.clone(), made(13)],
+                (true, 13),
+            ),
+            ("before the reading", &[ours, made(9)], (false, 11)),
+            ("notifications were lost", &[Event::Overrun], (true, 11)),
+        ];
+        for (what, events, result) in cases {
+            assert_eq!(after(events), result, "{what}");
+        }
+    }
+
+    #[test]
+    fn generations_wrap() {
+        let mut others = Others::default();
+        others.read_at(u32::MAX);
+        others.note(&touching(TABLE));
+        others.note(&made(1));
+        assert!(others.changed());
+    }
+}

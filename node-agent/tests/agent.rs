@@ -1,0 +1,154 @@
+//! The loop over the real kernel: changes come through the channel, others interfere.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::time::{Duration, SystemTime};
+
+use daemon::Readiness;
+use node_agent::agent::Agent;
+use node_agent::health::Health;
+use node_agent::metrics::Metrics;
+use prometheus_client::registry::Registry;
+use service_model::{Change, Kind, Node, NodeAddress, NodeAddressKind, Object};
+use support::kernel::{in_namespace, nft};
+use support::{Spec, config};
+use tokio::sync::mpsc::{Sender, channel};
+use tokio_util::sync::CancellationToken;
+
+const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+
+/// Waits, with the runtime running, until the condition holds.
+async fn until(what: &str, deadline: Duration, condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(deadline, waiting).await.is_ok(), "{what}\n{}", nft(&["list", "ruleset"]));
+}
+
+fn listed(text: &str) -> bool {
+    nft(&["list", "ruleset"]).contains(text)
+}
+
+fn spec(endpoints: &[u8]) -> Spec {
+    Spec {
+        number: 1,
+        external: None,
+        node_port: Some(0),
+        local_policy: false,
+        endpoints: endpoints.iter().map(|last| (*last, true)).collect(),
+    }
+}
+
+/// Runs an agent in a namespace of its own beside the test, which feeds it.
+fn with_agent(test: impl AsyncFnOnce(&Sender<Change>, &Health) + Send) {
+    in_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let readiness = Readiness::default();
+            let health = Health::new(Duration::from_secs(30));
+            let metrics = Metrics::register(&mut Registry::default());
+            let token = readiness.task("first sync");
+            let agent = Agent::new(config(), Duration::ZERO, health.clone(), metrics, token).unwrap();
+            let ((tx, rx), cancel) = (channel(16), CancellationToken::new());
+            let running = tokio::spawn(agent.run(rx, cancel.clone()));
+            test(&tx, &health).await;
+            cancel.cancel();
+            running.await.unwrap().unwrap();
+        });
+    });
+}
+
+async fn send(tx: &Sender<Change>, changes: impl IntoIterator<Item = Change>) {
+    for change in changes {
+        tx.send(change).await.unwrap();
+    }
+}
+
+async fn list(tx: &Sender<Change>, spec: &Spec) {
+    let mut node = Node::new("here".into());
+    node.addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, ip: [172, 30, 0, 11].into() }];
+    send(tx, KINDS.map(Change::ListStarted)).await;
+    send(tx, spec.changes()).await;
+    send(tx, [Change::Apply(Object::Node(node))]).await;
+    send(tx, KINDS.map(Change::ListEnded)).await;
+}
+
+const HEALED_WITHIN: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[test]
+fn nothing_is_touched_before_every_kind_is_listed() {
+    with_agent(async |tx, health| {
+        send(tx, KINDS.map(Change::ListStarted)).await;
+        send(tx, spec(&[1]).changes()).await;
+        send(tx, [Change::ListEnded(Kind::Service), Change::ListEnded(Kind::EndpointSlice)]).await;
+        until("the agent has taken all changes", PATIENCE, || tx.capacity() == tx.max_capacity()).await;
+        assert_eq!(nft(&["list", "ruleset"]), "");
+        assert!(!health.is_live(SystemTime::now()));
+        send(tx, [Change::ListEnded(Kind::Node)]).await;
+        until("programmed", PATIENCE, || listed("10.96.0.1 . tcp . 80")).await;
+        until("healthy", PATIENCE, || health.is_live(SystemTime::now())).await;
+    });
+}
+
+#[test]
+fn a_change_is_followed_and_its_surplus_goes_a_second_later() {
+    with_agent(async |tx, _| {
+        list(tx, &spec(&[1, 2])).await;
+        until("two endpoints", PATIENCE, || listed("10.96.0.1 . tcp . 80 . 1 : 10.244.1.2 . 8080")).await;
+        send(tx, spec(&[1]).changes()).await;
+        until("one endpoint", PATIENCE, || {
+            nft(&["list", "set", "ip", "fairlead", "n-1"]).contains("10.96.0.1")
+        })
+        .await;
+        until("the surplus is gone", PATIENCE, || !listed("10.244.1.2 . 8080")).await;
+    });
+}
+
+#[test]
+fn a_foreign_flush_or_edit_heals_within_a_second() {
+    with_agent(async |tx, _| {
+        list(tx, &spec(&[1, 2])).await;
+        until("programmed", PATIENCE, || listed("10.244.1.2 . 8080")).await;
+        let before = sorted(&nft(&["list", "ruleset"]));
+        let vandals: [&[&str]; 4] = [
+            &["flush", "ruleset"],
+            &["delete", "element", "ip", "fairlead", "service-vips", "{ 10.96.0.1 . tcp . 80 }"],
+            &["add", "rule", "ip", "fairlead", "services", "drop"],
+            &["delete", "table", "ip6", "fairlead"],
+        ];
+        for vandal in vandals {
+            // First something that is none of our business, right before.
+            nft(&["add", "table", "ip", "other"]);
+            nft(&["delete", "table", "ip", "other"]);
+            nft(vandal);
+            assert!(sorted(&nft(&["list", "ruleset"])) != before, "{vandal:?} did no harm");
+            until("healed", HEALED_WITHIN, || sorted(&nft(&["list", "ruleset"])) == before).await;
+        }
+    });
+}
+
+#[test]
+fn others_may_commit_all_the_time() {
+    with_agent(async |tx, _| {
+        list(tx, &spec(&[1])).await;
+        until("programmed", PATIENCE, || listed("10.244.1.1 . 8080")).await;
+        for last in 2..20 {
+            nft(&["add", "table", "ip", "other"]);
+            send(tx, spec(&[last]).changes()).await;
+            nft(&["delete", "table", "ip", "other"]);
+            until("followed", PATIENCE, || listed(&format!("10.244.1.{last} . 8080"))).await;
+        }
+    });
+}
+
+/// Elements of a set are listed in no particular order.
+fn sorted(ruleset: &str) -> Vec<String> {
+    let mut lines: Vec<String> =
+        ruleset.lines().map(|line| line.trim().trim_end_matches(',').to_owned()).collect();
+    lines.sort_unstable();
+    lines
+}

@@ -1,0 +1,23 @@
+//! The real nf_tables, in a network namespace of the test's own.
+
+use std::process::Command;
+
+/// Runs the test on a thread in a fresh network namespace, which ends with it.
+pub fn in_namespace(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// The host's `nft`, as a second opinion.
+pub fn nft(args: &[&str]) -> String {
+    let done = Command::new("nft").args(args).output().expect("install nftables: scripts/setup does");
+    assert!(done.status.success(), "nft {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
