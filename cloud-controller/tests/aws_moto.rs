@@ -2,6 +2,7 @@
 //!
 //! moto is no NLB (it forgets duplicate names, dependencies and target validation), so behaviour is
 //! judged on the fake; here the same story has to come through the SDK and back.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod aws_moto_support;
 mod aws_support;

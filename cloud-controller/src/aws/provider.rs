@@ -111,7 +111,9 @@ impl<A: Api> Provider<A> {
                 "deleted the load balancer and what belonged to it",
             ));
         }
-        let ingress = (released && !service.ingress.is_empty()).then(Vec::new);
+        // Another provider may serve it by now; addresses without a name are not ours.
+        let published = service.ingress.iter().any(|entry| entry.hostname.is_some());
+        let ingress = (released && published).then(Vec::new);
         Report { outcome: ended.outcome, ingress, notes: ended.notes, released }
     }
 

@@ -132,8 +132,8 @@ impl fmt::Display for Step {
             }
             Self::Allow { group, rules } => write!(f, "allow on {group}: {}", join(rules, ", ")),
             Self::Revoke { group, rules } => write!(f, "revoke on {group}: {}", join(rules, ", ")),
-            Self::OpenNodes { group, to } => write!(f, "open nodes of {group} to {to}"),
-            Self::CloseNodes { group, to } => write!(f, "close nodes of {group} to {to}"),
+            Self::OpenNodes { group, to } => write!(f, "let {to} reach the nodes behind {group}"),
+            Self::CloseNodes { group, to } => write!(f, "let {to} no longer reach the nodes behind {group}"),
             Self::DeleteSecurityGroup { name } => write!(f, "delete security group {name}"),
             Self::CreateTargetGroup { name, protocol, port, health_check, tags } => write!(
                 f,

@@ -1,6 +1,6 @@
 //! Services, nodes and accounts for the tests of the AWS provider.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "a part of test binaries")]
 
 use cloud_controller::aws::Provider;
 use cloud_controller::aws::api::Api;

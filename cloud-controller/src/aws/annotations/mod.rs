@@ -78,7 +78,7 @@ pub fn mistake(key: &str, value: &str, allowed: &str) -> Note {
     Note::warning("InvalidAnnotation", format!("{key}: {value:?} is not valid; allowed: {allowed}. {STAYS}"))
 }
 
-const STAYS: &str = "Until this is corrected, the load balancer stays as it is";
+const STAYS: &str = "Until this is corrected, the load balancer stays as it is, or is not made";
 
 struct Reader<'a> {
     service: &'a Service,

@@ -3,8 +3,8 @@
 //! end.
 //!
 //! ```text
-//! serve    leftovers of an earlier Service ─▶ tags ─▶ security group ─▶ target groups, targets
-//!          ─▶ load balancer ─▶ listeners ─▶ what is no longer wanted
+//! serve    an earlier Service's load balancer goes ─▶ tags ─▶ security group ─▶ target groups, targets
+//!          ─▶ load balancer ─▶ listeners ─▶ what is no longer wanted goes
 //! release  load balancer (with its listeners) ─▶ target groups ─▶ the nodes' rules ─▶ security groups
 //! ```
 
@@ -53,13 +53,16 @@ fn protection_off(load_balancer: &str) -> Step {
     Step::SetLoadBalancerAttributes { load_balancer: load_balancer.to_owned(), attributes }
 }
 
-/// Deletes all that belongs to `owner`: load balancers take their listeners with them and free the
-/// target groups; the security group is free once the load balancer is gone.
-fn delete_all(observed: &Observed<'_>, owner: Owner) -> Vec<Step> {
-    let mut steps = Vec::new();
+/// Load balancers take their listeners with them and free the target groups.
+fn delete_load_balancers(observed: &Observed<'_>, owner: Owner, steps: &mut Vec<Step>) {
     for found in observed.load_balancers.iter().filter(|f| f.owner == owner) {
         steps.push(Step::DeleteLoadBalancer { name: found.resource.name.clone() });
     }
+}
+
+/// What a load balancer that is gone leaves. AWS can hold its security group for minutes, until its
+/// network interfaces are gone too.
+fn delete_the_rest(observed: &Observed<'_>, owner: Owner, steps: &mut Vec<Step>) {
     for found in observed.target_groups.iter().filter(|f| f.owner == owner) {
         steps.push(Step::DeleteTargetGroup { name: found.resource.name.clone() });
     }
@@ -72,7 +75,6 @@ fn delete_all(observed: &Observed<'_>, owner: Owner) -> Vec<Step> {
         }
         steps.push(Step::DeleteSecurityGroup { name: found.resource.name.clone() });
     }
-    steps
 }
 
 fn protected_note(found: &Found<'_, LoadBalancer, LoadBalancerDetail>, what: &str) -> Note {

@@ -1,11 +1,13 @@
 //! Taking a Service back: everything that is provably its own goes, in an order that AWS accepts.
 
-use super::{Decision, PROTECTION, delete_all, is_protected, protected_note, protection_off};
+use super::{
+    Decision, PROTECTION, delete_load_balancers, delete_the_rest, is_protected, protected_note,
+    protection_off,
+};
 use crate::aws::annotations::{self, key};
 use crate::aws::resources::{Rule, Source};
 use crate::aws::security_groups::is_our_node_rule;
 use crate::aws::snapshot::{Observed, Owner};
-use crate::aws::step::Step;
 use crate::plan::Note;
 use service_model::Service;
 
@@ -27,16 +29,12 @@ pub fn release(service: &Service, observed: &Observed<'_>) -> Decision {
         }
         steps.push(protection_off(&found.resource.name));
     }
-    // What takes longest to be let go by AWS comes last.
-    let mut deletions = delete_all(observed, Owner::Former);
-    deletions.extend(delete_all(observed, Owner::Ours));
-    deletions.sort_by_key(|step| match step {
-        Step::DeleteLoadBalancer { .. } => 0,
-        Step::DeleteTargetGroup { .. } => 1,
-        Step::CloseNodes { .. } => 2,
-        _ => 3,
-    });
-    steps.extend(deletions);
+    for owner in [Owner::Former, Owner::Ours] {
+        delete_load_balancers(observed, owner, &mut steps);
+    }
+    for owner in [Owner::Former, Owner::Ours] {
+        delete_the_rest(observed, owner, &mut steps);
+    }
     let mut notes = left_alone(observed);
     notes.extend(in_the_way(observed));
     Decision::steps(steps, notes)

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::tags::{self, Retagging};
-use super::{Decision, delete_all, is_protected, protected_note};
+use super::{Decision, delete_load_balancers, delete_the_rest, is_protected, protected_note};
 use crate::aws::annotations::key;
 use crate::aws::desired::{Desired, DesiredListener};
 use crate::aws::names::{Role, TAG_SERVICE_UID};
@@ -142,7 +142,9 @@ impl<'a> Serve<'a> {
     }
 
     fn steps(&self) -> Vec<Step> {
-        let mut steps = delete_all(self.observed, Owner::Former);
+        let mut steps = Vec::new();
+        // First what may hold the name, last what nobody sees.
+        delete_load_balancers(self.observed, Owner::Former, &mut steps);
         self.retag(&mut steps);
         self.security_group(&mut steps);
         for target in &self.targets {
@@ -155,6 +157,7 @@ impl<'a> Serve<'a> {
         self.load_balancer(&mut steps);
         self.listeners(&mut steps);
         self.clean_up(&mut steps);
+        delete_the_rest(self.observed, Owner::Former, &mut steps);
         steps
     }
 
