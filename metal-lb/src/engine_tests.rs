@@ -247,7 +247,7 @@ fn a_standby_has_everything_programmed_and_takes_over_in_one_step() {
     assert_eq!(stage.table(), ["node-1", "node-2"]);
     assert_eq!(stage.programmed.borrow().state.vips[0].owner.as_deref(), Some("lb-2"));
     stage.backend().dies_after = Some(1);
-    stage.wait(Duration::from_millis(400));
+    (0..8).for_each(|_| stage.wait(Duration::from_millis(50)));
     assert_eq!(stage.backend().state.vips, [(VIP, true)].into());
     assert_eq!(stage.claims(), [VIP]);
 }

@@ -8,12 +8,12 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
@@ -70,7 +70,7 @@ pub async fn run(
     connections.spawn(connection);
     let poker = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.context("opening a UDP socket")?;
     let (index, _) = link(&handle, &interface).await?;
-    let mut reader = Reader { handle, interface, index, known };
+    let mut reader = Reader { handle, interface, index, known, routes: BTreeMap::new() };
     let mut told = None;
     loop {
         let wanted = nodes.borrow_and_update().clone();
@@ -90,18 +90,23 @@ pub async fn run(
         tokio::select! {
             () = changes.closed() => return Ok(()),
             event = events.next() => {
-                event.context("the netlink socket has closed")?;
+                let event = event.context("the netlink socket has closed")?;
                 tokio::time::sleep(BURST).await;
-                drain(&mut events);
+                let rest = std::iter::from_fn(|| events.try_recv().ok());
+                if std::iter::once(event).chain(rest).any(|(event, _)| !is_of_neighbour(&event)) {
+                    reader.routes.clear();
+                }
             }
             changed = nodes.changed() => if changed.is_err() { return Ok(()) },
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause) => reader.routes.clear(),
         }
     }
 }
 
-fn drain<T>(events: &mut UnboundedReceiver<T>) {
-    while events.try_recv().is_ok() {}
+/// Neighbours change state all the time, and routes with none of it.
+fn is_of_neighbour(event: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    use RouteNetlinkMessage::{DelNeighbour, NewNeighbour};
+    matches!(event.payload, NetlinkPayload::InnerMessage(NewNeighbour(_) | DelNeighbour(_)))
 }
 
 struct Reader {
@@ -109,6 +114,8 @@ struct Reader {
     interface: String,
     index: u32,
     known: BTreeMap<Ipv4Addr, Mac>,
+    /// As they were when routes last changed.
+    routes: BTreeMap<Ipv4Addr, Route>,
 }
 
 impl Reader {
@@ -120,7 +127,12 @@ impl Reader {
         let table = self.table().await?;
         let mut next_hops = BTreeMap::new();
         for node in wanted {
-            let hop = match self.route(*node).await {
+            let route = match self.routes.get(node) {
+                Some(route) => *route,
+                None => self.route(*node).await,
+            };
+            self.routes.insert(*node, route);
+            let hop = match route {
                 Route::OnLink(neighbour) => self.resolve(*node, table.get(&neighbour).copied()),
                 Route::Elsewhere => NextHop::Elsewhere,
                 Route::Local => NextHop::Local,
@@ -128,6 +140,7 @@ impl Reader {
             };
             next_hops.insert(*node, hop);
         }
+        self.routes.retain(|node, _| wanted.contains(node));
         self.known.retain(|node, _| wanted.is_empty() || wanted.contains(node));
         Ok(Neighbours { next_hops, carrier })
     }
@@ -187,6 +200,7 @@ impl Reader {
 }
 
 /// What the kernel's routes say of an address.
+#[derive(Clone, Copy)]
 enum Route {
     /// It is reached by this neighbour on our interface.
     OnLink(Ipv4Addr),

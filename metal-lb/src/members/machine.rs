@@ -21,6 +21,9 @@ use siphasher::sip::SipHasher13;
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// Three unanswered probes, and half an interval for the last answer to arrive.
 const HOST_LOST: Duration = Duration::from_millis(350);
+/// Decisions come more often than this. If one is late, this process did not run, and silence
+/// meanwhile proves nothing.
+const ASLEEP: Duration = Duration::from_millis(150);
 /// A control process that is silent for longer has not just been restarted.
 const CONTROL_LOST: Duration = Duration::from_secs(10);
 /// A host that starts, or whose link comes back, listens for this long before it claims anything.
@@ -53,6 +56,7 @@ pub const RESUMED: u64 = 0;
 pub struct Members {
     name: String,
     listening_since: Duration,
+    decided: Duration,
     carrier: bool,
     vips: BTreeSet<Ipv4Addr>,
     generation: Generation,
@@ -80,6 +84,7 @@ impl Members {
         Self {
             name: name.to_owned(),
             listening_since: now,
+            decided: now,
             carrier: true,
             vips: resumed.clone(),
             generation: Generation::default(),
@@ -151,6 +156,10 @@ impl Members {
     pub fn decide(&mut self, now: Duration) -> BTreeMap<Ipv4Addr, Ownership> {
         if !self.carrier {
             self.mine.clear();
+        }
+        let slept = now.saturating_sub(std::mem::replace(&mut self.decided, now));
+        if slept > ASLEEP {
+            self.peers.values_mut().filter_map(|p| p.answered.as_mut()).for_each(|at| *at += slept);
         }
         self.peers.values_mut().for_each(|peer| peer.forget_if_lost(now));
         let live: Vec<String> = self.live(now);
