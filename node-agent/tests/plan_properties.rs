@@ -3,7 +3,7 @@
 
 mod support;
 
-use node_agent::nft::fake::holes;
+use node_agent::nft::evaluate::holes;
 use node_agent::nft::layout::{Frontend, Pool};
 use node_agent::nft::mirror::Mirror;
 use node_agent::nft::step::{Element, Step};
@@ -135,4 +135,29 @@ fn a_frontend_that_two_services_claim_belongs_to_the_first_name_and_passes_on() 
     agent.happen(&Happening::Delete(1));
     settle(&mut agent);
     assert_eq!(owner(&agent), ("ns/svc-2:http".into(), "10.244.0.2:8080".into()));
+}
+
+/// The endpoint that moved into the hole still stands in its old place, and must not keep it.
+#[test]
+fn an_endpoint_that_comes_while_another_is_leaving_gets_a_place() {
+    let mut agent = Agent::new();
+    let spec = |lasts: &[u8]| Spec {
+        number: 1,
+        external: None,
+        node_port: None,
+        local_policy: false,
+        endpoints: lasts.iter().map(|l| (*l, false)).collect(),
+    };
+    agent.happen(&Happening::Apply(spec(&[1, 2, 3])));
+    settle(&mut agent);
+    for endpoints in [[2, 3].as_slice(), &[2, 3, 4]] {
+        agent.happen(&Happening::Apply(spec(endpoints)));
+        let plan = agent.plan();
+        agent.fake.commit(&plan.now).unwrap();
+    }
+    let vip = Frontend::Vip { ip: [10, 96, 0, 1].into(), protocol: service_model::Protocol::Tcp, port: 80 };
+    let mut places: Vec<String> =
+        agent.fake.observe().frontends[&vip].cluster.iter().flatten().map(ToString::to_string).collect();
+    places.sort_unstable();
+    assert_eq!(places, ["10.244.0.2:8080", "10.244.0.3:8080", "10.244.0.4:8080"]);
 }

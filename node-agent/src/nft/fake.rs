@@ -1,6 +1,6 @@
 //! The kernel's rules without a kernel: what it refuses, this refuses.
 
-use super::layout::{Group, SetName};
+use super::layout::Group;
 use super::mirror::Mirror;
 use super::step::{Element, Step};
 
@@ -71,21 +71,4 @@ fn holds(state: &Mirror, element: &Element) -> bool {
         Element::NodeAddress(ip) => state.node_addresses.contains(ip),
         Element::Hairpin(hairpin) => state.hairpins.contains(hairpin),
     }
-}
-
-/// What would be wrong for a packet: a frontend that is dispatched to more endpoints than there
-/// are. Empty when every class that a frontend is in has its certain indexes filled.
-pub fn holes(state: &Mirror) -> Vec<String> {
-    let mut holes = Vec::new();
-    for (frontend, at) in &state.frontends {
-        for group in at.groups.iter() {
-            let Group::Count(pool, class) = group else { continue };
-            let filled = |index: u32| matches!(at.pool(pool).get(index as usize), Some(Some(_)));
-            if let Some(index) = (0..class.least()).find(|i| !filled(*i)) {
-                let set = SetName::Group(frontend.shape(), group);
-                holes.push(format!("{frontend} is in {set}, but index {index} is free"));
-            }
-        }
-    }
-    holes
 }

@@ -9,6 +9,7 @@
 pub mod claims;
 pub mod compile;
 pub mod desired;
+pub mod evaluate;
 pub mod fake;
 pub mod groups;
 pub mod kernel;

@@ -233,10 +233,11 @@ impl Plan {
         let want = &want[..count];
         let mut slots: Vec<Option<Target>> = have.iter().take(count).copied().collect();
         slots.resize(count, None);
+        // The last one may still stand in its old place too, which this count takes in again.
+        let mut kept: BTreeSet<Target> = BTreeSet::new();
         for slot in &mut slots {
-            *slot = slot.filter(|target| want.binary_search(target).is_ok());
+            *slot = slot.filter(|target| want.binary_search(target).is_ok() && kept.insert(*target));
         }
-        let kept: BTreeSet<Target> = slots.iter().flatten().copied().collect();
         let mut new = want.iter().filter(|target| !kept.contains(target));
         for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
             *slot = new.next().copied();
