@@ -6,11 +6,13 @@ mod support;
 use std::time::{Duration, Instant};
 
 use node_agent::engine::Engine;
+use node_agent::nft::evaluate::holes;
+use node_agent::nft::fake::Fake;
 use node_agent::nft::kernel::Kernel;
+use node_agent::nft::layout::Frontend;
+use node_agent::nft::mirror::{FrontendState, Mirror};
 use node_agent::nft::ruleset::Ruleset;
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::TestRunner;
 use support::kernel::{in_namespace, nft};
 use support::*;
 
@@ -19,35 +21,68 @@ fn engine_sync(engine: &mut Engine, agent: &mut Agent, now: Instant) -> usize {
     engine.sync(&agent.world, now).unwrap().steps
 }
 
-#[test]
-fn what_is_committed_is_read_back_and_a_restart_writes_nothing() {
-    in_namespace(|| {
-        let mut runner = TestRunner::deterministic();
-        let strategy = proptest::collection::vec(happening(), 12);
-        let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
-        let mut now = Instant::now();
-        for happening in strategy.new_tree(&mut runner).unwrap().current() {
-            agent.happen(&happening);
-            engine_sync(&mut engine, &mut agent, now);
+/// The agent dies and starts anew wherever it is told to: before it has planned, or with its second
+/// batch outstanding. It ends with just what a fresh start would program, and writes nothing then.
+fn lives_and_dies(happenings: &[(Happening, bool)]) {
+    let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
+    let mut now = Instant::now();
+    for (happening, waits) in happenings {
+        agent.happen(happening);
+        if matches!(happening, Happening::Restart) {
+            engine = Engine::new(config()).unwrap();
+            continue;
+        }
+        engine_sync(&mut engine, &mut agent, now);
+        if *waits {
             now += Duration::from_secs(2);
             engine_sync(&mut engine, &mut agent, now);
         }
-        let before = Kernel::open().unwrap().generation().unwrap();
-        let mut again = Engine::new(config()).unwrap();
-        for second in [0, 2] {
-            let at = now + Duration::from_secs(second);
-            assert_eq!(engine_sync(&mut again, &mut agent, at), 0, "a restart has nothing to write");
-        }
-        assert_eq!(Kernel::open().unwrap().generation().unwrap(), before, "and does not commit");
+    }
+    for _ in 0..2 {
+        now += Duration::from_secs(2);
+        engine_sync(&mut engine, &mut agent, now);
+    }
+    let before = Kernel::open().unwrap().generation().unwrap();
+    let mut again = Engine::new(config()).unwrap();
+    for second in [0, 2] {
+        let at = now + Duration::from_secs(second);
+        assert_eq!(engine_sync(&mut again, &mut agent, at), 0, "a restart has nothing to write");
+    }
+    assert_eq!(Kernel::open().unwrap().generation().unwrap(), before, "and does not commit");
 
-        let fresh = plan_into_fake(&mut agent);
-        let mirror = Kernel::open().unwrap().observe(&Ruleset::both(&config())).unwrap();
-        assert_eq!(mirror.frontends.keys().collect::<Vec<_>>(), fresh.frontends.keys().collect::<Vec<_>>());
-    });
+    let programmed = Kernel::open().unwrap().observe(&Ruleset::both(&config())).unwrap();
+    let fresh = plan_into_fake(&mut agent);
+    assert_eq!(holes(&programmed), Vec::<String>::new());
+    assert_eq!(programmed.hairpins, fresh.hairpins);
+    assert_eq!(contents(&programmed), contents(&fresh));
 }
 
-fn plan_into_fake(agent: &mut Agent) -> node_agent::nft::mirror::Mirror {
+/// Regardless of which endpoint has which index.
+fn contents(mirror: &Mirror) -> Vec<(Frontend, FrontendState)> {
+    let sorted = |(frontend, state): (&Frontend, &FrontendState)| {
+        let mut state = state.clone();
+        state.cluster.sort_unstable();
+        state.local.sort_unstable();
+        (*frontend, state)
+    };
+    mirror.frontends.iter().map(sorted).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn the_kernel_ends_as_a_fresh_start_would_leave_it_however_often_the_agent_dies(
+        happenings in proptest::collection::vec((happening(), any::<bool>()), 1..10),
+    ) {
+        in_namespace(|| lives_and_dies(&happenings));
+    }
+}
+
+/// What a fresh start would program.
+fn plan_into_fake(agent: &mut Agent) -> Mirror {
     agent.happen(&Happening::Restart);
+    agent.fake = Fake::default();
     let plan = agent.plan();
     agent.fake.commit(&plan.now).unwrap();
     agent.fake.observe()

@@ -11,7 +11,10 @@ use std::time::Instant;
 
 use hosts::{Ground, Host};
 use node_agent::engine::Engine;
-use service_model::{Protocol, TrafficPolicy, World};
+use node_agent::nft::evaluate::{Fate, Packet, fates};
+use node_agent::nft::kernel::Kernel;
+use node_agent::nft::ruleset::Ruleset;
+use service_model::{IpFamily, Protocol, TrafficPolicy, World};
 use talk::{Reply, Server, ask, ask_in_vain};
 use worlds::{Shop, config};
 
@@ -38,8 +41,46 @@ fn to(ip: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(ip.into(), port)
 }
 
-/// Which pods answer, and as whom they see the client.
-fn answers(client: &Host, protocol: Protocol, address: SocketAddr) -> (BTreeSet<String>, BTreeSet<IpAddr>) {
+/// What the evaluator says of the kernel's present state: which pods are reached, and whether
+/// all, none or some of the connections are masqueraded.
+fn foretold(ground: &Ground, client: &Host, protocol: Protocol, to: SocketAddr) -> BTreeSet<Fate> {
+    let rulesets = Ruleset::both(&config());
+    let mirror = ground.node.run(|| Kernel::open().unwrap().observe(&rulesets).unwrap());
+    let ruleset = rulesets.iter().find(|r| r.family == IpFamily::of(to.ip())).unwrap();
+    let source = client.address(to.ip());
+    let host = [ground.node.v4.into(), ground.node.v6.into()].into();
+    fates(ruleset, &mirror, &host, Packet { source, destination: to.ip(), protocol, port: to.port() })
+}
+
+/// Which pods answer, and as whom they see the client: as the evaluator foretells.
+fn answers(
+    ground: &Ground,
+    client: &Host,
+    protocol: Protocol,
+    address: SocketAddr,
+) -> (BTreeSet<String>, BTreeSet<IpAddr>) {
+    let (pods, seen) = asked(client, protocol, address);
+    let (mut there, mut as_itself) = (BTreeSet::new(), BTreeSet::new());
+    for fate in foretold(ground, client, protocol, address) {
+        let Fate::Endpoint { target, masqueraded } = fate else { panic!("{address}/{protocol}: {fate:?}") };
+        let pod = ground.pods.iter().find(|pod| pod.address(target.ip) == target.ip).unwrap();
+        there.insert(pod.name.to_owned());
+        as_itself.insert(!masqueraded);
+    }
+    let what = format!("{} to {address}/{protocol}", client.name);
+    assert_eq!(pods, there, "{what}");
+    if client.name != "node" {
+        let own = client.address(address.ip());
+        assert_eq!(
+            seen.iter().map(|ip| *ip == own).collect::<BTreeSet<_>>(),
+            as_itself,
+            "{what} as {seen:?}"
+        );
+    }
+    (pods, seen)
+}
+
+fn asked(client: &Host, protocol: Protocol, address: SocketAddr) -> (BTreeSet<String>, BTreeSet<IpAddr>) {
     let (mut pods, mut seen) = (BTreeSet::new(), BTreeSet::new());
     for _ in 0..TRIES {
         match ask(client, protocol, address) {
@@ -68,17 +109,17 @@ fn a_cluster_ip_reaches_every_endpoint_over_either_protocol_and_family() {
     let _engine = program(&ground, &shop);
     for protocol in BOTH {
         for vip in shop.cluster_ips() {
-            let (pods, seen) = answers(c, protocol, to(vip, 80));
+            let (pods, seen) = answers(&ground, c, protocol, to(vip, 80));
             assert_eq!(pods, names(&[a, b]), "{vip}/{protocol}");
             assert_eq!(seen, BTreeSet::from([c.address(vip)]), "a pod's address is kept: {vip}/{protocol}");
 
             assert_eq!(
-                answers(&ground.node, protocol, to(vip, 80)).0,
+                answers(&ground, &ground.node, protocol, to(vip, 80)).0,
                 names(&[a, b]),
                 "from the node itself"
             );
 
-            let (pods, seen) = answers(&ground.outside, protocol, to(vip, 80));
+            let (pods, seen) = answers(&ground, &ground.outside, protocol, to(vip, 80));
             assert_eq!(pods, names(&[a, b]), "from outside");
             assert!(!seen.contains(&ground.outside.address(vip)), "from outside it is masqueraded: {seen:?}");
         }
@@ -94,7 +135,7 @@ fn a_pod_reaches_itself_through_its_own_service() {
     let _engine = program(&ground, &shop);
     for protocol in BOTH {
         for vip in shop.cluster_ips() {
-            let (pods, seen) = answers(a, protocol, to(vip, 80));
+            let (pods, seen) = answers(&ground, a, protocol, to(vip, 80));
             assert_eq!(pods, names(&[a]));
             assert!(!seen.contains(&a.address(vip)), "{vip}/{protocol} sees {seen:?}");
         }
@@ -114,7 +155,7 @@ fn node_ports_external_and_load_balancer_addresses_serve_clients_outside() {
             let frontends = shop.external_ips(ip).into_iter().map(|vip| to(vip, 80)).chain([to(node, 30080)]);
             for frontend in frontends {
                 for client in [&ground.outside, c, &ground.node] {
-                    let (pods, seen) = answers(client, protocol, frontend);
+                    let (pods, seen) = answers(&ground, client, protocol, frontend);
                     assert_eq!(pods, names(&[a, b]), "{} to {frontend}/{protocol}", client.name);
                     if client.name == "outside" {
                         assert!(!seen.contains(&client.address(ip)), "{frontend}/{protocol} is masqueraded");
@@ -138,13 +179,21 @@ fn without_endpoints_a_connection_is_refused_at_once() {
                 for frontend in [to(ip, 80), to(shop.external_ips(ip)[0], 80), to(node, 30080)] {
                     let reply = ask(client, protocol, frontend);
                     assert_eq!(reply, Reply::Refused, "{} to {frontend}/{protocol}", client.name);
+                    assert_eq!(
+                        foretold(&ground, client, protocol, frontend),
+                        BTreeSet::from([Fate::Refused])
+                    );
                 }
             }
         }
     }
     let _server = Server::start(a);
     reprogram(&ground, &mut engine, &Shop { endpoints: vec![a], exposed: true, ..Shop::default() });
-    assert_eq!(answers(c, Protocol::Tcp, to(shop.cluster_ips()[0], 80)).0, names(&[a]), "once there is one");
+    assert_eq!(
+        answers(&ground, c, Protocol::Tcp, to(shop.cluster_ips()[0], 80)).0,
+        names(&[a]),
+        "once there is one"
+    );
 }
 
 #[test]
@@ -160,11 +209,11 @@ fn external_policy_local_keeps_the_client_and_stays_on_the_node() {
     for protocol in BOTH {
         for ip in shop.cluster_ips() {
             for frontend in [to(shop.external_ips(ip)[0], 80), to(ground.node.address(ip), 30080)] {
-                let (pods, seen) = answers(&ground.outside, protocol, frontend);
+                let (pods, seen) = answers(&ground, &ground.outside, protocol, frontend);
                 assert_eq!(pods, names(&[a]), "outside to {frontend}/{protocol}");
                 assert_eq!(seen, BTreeSet::from([ground.outside.address(ip)]), "{frontend}/{protocol}");
                 for inside in [c, &ground.node] {
-                    let pods = answers(inside, protocol, frontend).0;
+                    let pods = answers(&ground, inside, protocol, frontend).0;
                     assert_eq!(pods, names(&[a, b]), "{} to {frontend}/{protocol}", inside.name);
                 }
             }
@@ -174,7 +223,13 @@ fn external_policy_local_keeps_the_client_and_stays_on_the_node() {
     for frontend in [to(shop.external_ips(shop.cluster_ips()[0])[0], 80), to(ground.node.v4, 30080)] {
         let reply = ask_in_vain(&ground.outside, Protocol::Tcp, frontend);
         assert_eq!(reply, Reply::Silence, "no endpoint here, but elsewhere: {frontend}");
-        assert_eq!(answers(c, Protocol::Tcp, frontend).0, names(&[b]), "a pod goes where there is one");
+        let fates = foretold(&ground, &ground.outside, Protocol::Tcp, frontend);
+        assert_eq!(fates, BTreeSet::from([Fate::Dropped]));
+        assert_eq!(
+            answers(&ground, c, Protocol::Tcp, frontend).0,
+            names(&[b]),
+            "a pod goes where there is one"
+        );
     }
 }
 
@@ -198,5 +253,5 @@ fn a_removed_endpoint_gets_no_new_connection_and_established_ones_go_on() {
     let mut heard = [0; 12];
     server.read_exact(&mut heard).unwrap();
     assert_eq!(&heard, b"still there?");
-    assert_eq!(answers(c, Protocol::Tcp, to(vip, 80)).0, names(&[b]));
+    assert_eq!(answers(&ground, c, Protocol::Tcp, to(vip, 80)).0, names(&[b]));
 }
