@@ -140,7 +140,11 @@ impl Speaker<'_> {
             let Some(peer) = self.tier.peers.get(&from) else { continue };
             let message = &buffer[..length];
             let event = match Probe::from_bytes(message).filter(|p| p.magic == PROBE_MAGIC.to_be()) {
-                Some(probe) => self.answer(peer, &probe),
+                Some(probe) if probe.kind == PROBE_REQUEST.to_be() => {
+                    self.answer(&probe, from).await;
+                    None
+                }
+                Some(probe) => self.answered(peer, &probe),
                 None => self.hello(peer, message, &mut lives),
             };
             let Some(event) = event else { continue };
@@ -150,8 +154,16 @@ impl Speaker<'_> {
         }
     }
 
-    /// `None` for a late answer, and for a request that was passed up: our program has no settings yet.
-    fn answer(&self, peer: &str, probe: &Probe) -> Option<Heard> {
+    /// The program answers probes as a rule. It passes up what it cannot serve: those over IPv6.
+    async fn answer(&self, request: &Probe, from: SocketAddr) {
+        let answer = Probe { kind: PROBE_ANSWER.to_be(), control_age_ms: 0, ..*request };
+        if let Err(error) = self.socket.send_to(answer.as_bytes(), from).await {
+            tracing::debug!(%error, %from, "a probe could not be answered");
+        }
+    }
+
+    /// `None` for an answer that comes late.
+    fn answered(&self, peer: &str, probe: &Probe) -> Option<Heard> {
         let behind = self.sent.load(Ordering::Relaxed).checked_sub(u64::from_be(probe.nonce))?;
         if probe.kind != PROBE_ANSWER.to_be() || behind >= PROBES_IN_FLIGHT {
             return None;

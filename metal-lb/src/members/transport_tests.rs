@@ -88,6 +88,16 @@ async fn only_answers_to_recent_probes_are_heard() {
 }
 
 #[tokio::test]
+async fn a_request_that_the_packet_path_passed_up_is_answered() {
+    let stage = Stage::set().await;
+    stage.probe().await;
+    let request = request(77);
+    stage.say(request.as_bytes()).await;
+    let expected = Probe { kind: PROBE_ANSWER.to_be(), ..request };
+    stage.receive(|m| Probe::from_bytes(m).filter(|p| *p == expected)).await;
+}
+
+#[tokio::test]
 async fn a_hello_is_heard_once_and_only_from_the_peer_that_it_names() {
     let mut stage = Stage::set().await;
     stage.probe().await;
