@@ -22,10 +22,10 @@ enum After {
 
 const WRONG: [Fault; 2] = [Fault::LoseAnswer, Fault::Refuse("InternalFailure")];
 
-async fn after(aws: Provider<Fake>, how: After) -> Provider<Fake> {
+fn after(aws: Provider<Fake>, how: After) -> Provider<Fake> {
     match how {
         After::Continued => aws,
-        After::Restarted => provider(aws.into_api()),
+        After::Restarted => provider(aws.api().clone()),
     }
 }
 
@@ -73,7 +73,7 @@ async fn any_write_may_fail_or_lose_its_answer() {
                 let empty = aws.api().show();
                 aws.api().fail_write(nth, fault);
                 aws.reconcile(&before, &world).await;
-                let aws = after(aws, how).await;
+                let aws = after(aws, how);
                 let report = settle(&aws, &before, &world).await;
                 assert_eq!(report.outcome, Outcome::Converged, "{fault:?} {how:?} write {nth}");
                 assert_eq!(without_group_names(&aws.api().show()), created, "{fault:?} {how:?} write {nth}");
@@ -81,7 +81,7 @@ async fn any_write_may_fail_or_lose_its_answer() {
                 aws.api().forget_faults();
                 aws.api().fail_write(nth, fault);
                 aws.reconcile(&service, &world).await;
-                let aws = after(aws, how).await;
+                let aws = after(aws, how);
                 settle(&aws, &service, &world).await;
                 assert_eq!(without_group_names(&aws.api().show()), changed, "{fault:?} {how:?} write {nth}");
 
@@ -90,7 +90,7 @@ async fn any_write_may_fail_or_lose_its_answer() {
                 if !aws.release(&service).await.released {
                     reached += 1;
                 }
-                let aws = after(aws, how).await;
+                let aws = after(aws, how);
                 release(&aws, &service).await;
                 assert_eq!(aws.api().show(), empty, "{fault:?} {how:?} write {nth}");
             }
@@ -113,14 +113,14 @@ async fn any_prefix_of_a_plan_is_a_good_place_to_die() {
                 break;
             }
             aws.execute(&plan.batches[..killed_after]).await.unwrap();
-            let aws = provider(aws.into_api());
+            let aws = provider(aws.api().clone());
             settle(&aws, &service, &world).await;
             assert_eq!(without_group_names(&aws.api().show()), changed, "after {killed_after}");
             assert!(aws.plan(&service, &world).await.unwrap().is_empty());
 
             let plan = aws.plan_release(&service).await.unwrap();
             aws.execute(&plan.batches[..killed_after.min(plan.batches.len())]).await.unwrap();
-            let aws = provider(aws.into_api());
+            let aws = provider(aws.api().clone());
             release(&aws, &service).await;
             assert_eq!(aws.api().show(), empty, "after {killed_after}");
         }
@@ -204,7 +204,7 @@ proptest! {
                     aws.api().fail_write(nth, fault);
                 }
                 aws.reconcile(&service, &world).await;
-                aws = after(aws, edit.how).await;
+                aws = after(aws, edit.how);
             }
             let last = &edits[edits.len() - 1];
             let (service, world) = (last.service(), world(&last.instances));

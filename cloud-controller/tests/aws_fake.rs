@@ -2,13 +2,15 @@
 //! nothing behind.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod aws_suite;
 mod aws_support;
+
+use std::collections::BTreeSet;
 
 use aws_support::{
     CLUSTER, UID, VPC, account, annotate, provider, reasons, release, service, settle, without_group_names,
     world,
 };
-use cloud_controller::aws::Provider;
 use cloud_controller::aws::api::{Api, NewLoadBalancer};
 use cloud_controller::aws::fake::{Fake, Fault};
 use cloud_controller::aws::operation::Operation;
@@ -17,6 +19,13 @@ use cloud_controller::plan::Outcome;
 use service_model::Protocol;
 
 const NAME: &str = "k8s-default-web-6b0ba8ff70";
+
+#[tokio::test]
+async fn the_stories_that_moto_judges_too() {
+    for story in aws_suite::Story::ALL {
+        story.play(&FakeSite::new()).await;
+    }
+}
 
 #[tokio::test]
 async fn a_service_gets_a_load_balancer_within_the_budget_of_calls_and_then_costs_none() {
@@ -48,7 +57,7 @@ async fn a_restart_with_nothing_to_do_writes_nothing() {
         &[("attributes", "load_balancing.cross_zone.enabled=true"), ("additional-resource-tags", "team=a")],
     );
     settle(&aws, &web, &world(&["i-1"])).await;
-    let fake = restart(aws);
+    let fake = aws.api().clone();
     fake.reset_calls();
     let aws = provider(fake);
     assert_eq!(settle(&aws, &web, &world(&["i-1"])).await.outcome, Outcome::Converged);
@@ -150,28 +159,6 @@ async fn a_mistake_changes_nothing_and_says_everything() {
 }
 
 #[tokio::test]
-async fn a_foreign_load_balancer_of_the_same_name_is_never_touched() {
-    let web = annotate(service("web", UID, &["TCP 80 30080"]), &[("name", "shop")]);
-    let world = world(&["i-1"]);
-    let foreign = NewLoadBalancer {
-        name: "shop".to_owned(),
-        scheme: Scheme::Internal,
-        subnets: vec!["subnet-a".to_owned()],
-        security_groups: Vec::new(),
-        tags: Tags::from([("owner".to_owned(), "payroll".to_owned())]),
-    };
-    let fake = account();
-    fake.create_load_balancer(&foreign).await.unwrap();
-    let before = fake.show();
-    let aws = provider(fake);
-    let report = aws.reconcile(&web, &world).await;
-    assert!(matches!(&report.outcome, Outcome::Blocked { why } if why.contains("named shop")), "{report:?}");
-    assert_eq!((reasons(&report), report.ingress), (vec!["NameTaken"], None));
-    assert!(release(&aws, &web).await.released);
-    assert_eq!(aws.api().show(), before);
-}
-
-#[tokio::test]
 async fn a_foreign_load_balancer_that_appears_after_the_listing_is_not_hijacked_either() {
     let world = world(&["i-1"]);
     let web = annotate(service("web", UID, &["TCP 80 30080"]), &[("name", "shop")]);
@@ -210,45 +197,13 @@ async fn a_service_created_again_under_its_name_never_adopts_what_was_left() {
         let aws = provider(account());
         settle(&aws, &of_uid(UID), &world).await;
         // The first one's finalizer was taken off by hand; a second one comes.
-        let aws = provider(restart(aws));
+        let aws = provider(aws.api().clone());
         let report = settle(&aws, &of_uid("uid-2"), &world).await;
         assert_eq!(report.outcome, Outcome::Converged);
         let fresh = provider(account());
         settle(&fresh, &of_uid("uid-2"), &world).await;
         assert_eq!(aws.api().show(), fresh.api().show());
     }
-}
-
-#[tokio::test]
-async fn what_aws_load_balancer_controller_made_is_taken_over_by_tags_alone() {
-    let aws = provider(account());
-    let (web, world) = (service("web", UID, &["TCP 80 30080"]), world(&["i-1"]));
-    settle(&aws, &web, &world).await;
-    let fake = restart(aws);
-    // Theirs carry no UID; the hash in their names proves it.
-    let key = ["fairlead.dev/service-uid".to_owned()];
-    let mut arns: Vec<String> = fake.load_balancers().await.unwrap().into_iter().map(|lb| lb.arn).collect();
-    for arn in arns.clone() {
-        arns.extend(fake.listeners(&arn).await.unwrap().into_iter().map(|l| l.arn));
-    }
-    arns.extend(fake.target_groups().await.unwrap().into_iter().map(|g| g.arn));
-    fake.remove_tags(&arns, &key).await.unwrap();
-    let groups = fake.security_groups(VPC).await.unwrap();
-    let group = groups.iter().find(|g| g.name.starts_with("k8s-")).unwrap();
-    fake.untag_security_group(&group.id, &key).await.unwrap();
-
-    let aws = provider(fake);
-    let plan = aws.plan(&web, &world).await.unwrap().to_string();
-    assert_eq!(
-        plan,
-        format!(
-            "tag load balancer {NAME}, listener 80 on {NAME}, target group k8s-default-web-e35df15498: \
-             fairlead.dev/service-uid={UID}\n\n\
-             tag security group k8s-default-web-1caaa375f0: fairlead.dev/service-uid={UID}\n"
-        )
-    );
-    settle(&aws, &web, &world).await;
-    assert!(aws.plan(&web, &world).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -357,7 +312,38 @@ async fn errors_that_somebody_must_act_on_become_notes() {
     }
 }
 
-/// The account outlives the controller.
-fn restart(provider: Provider<Fake>) -> Fake {
-    provider.into_api()
+/// The fake account as the stories see it.
+struct FakeSite {
+    fake: Fake,
+    instances: [String; 3],
+}
+
+impl FakeSite {
+    fn new() -> Self {
+        Self { fake: account(), instances: ["i-1", "i-2", "i-3"].map(str::to_owned) }
+    }
+}
+
+impl aws_suite::Site for FakeSite {
+    type Api = Fake;
+
+    fn api(&self) -> Fake {
+        self.fake.clone()
+    }
+
+    fn vpc(&self) -> &str {
+        VPC
+    }
+
+    fn instances(&self) -> &[String; 3] {
+        &self.instances
+    }
+
+    fn subnets(&self, scheme: Scheme) -> BTreeSet<String> {
+        let ids = match scheme {
+            Scheme::Internal => ["subnet-a", "subnet-b"],
+            Scheme::InternetFacing => ["subnet-pa", "subnet-pb"],
+        };
+        ids.map(str::to_owned).into()
+    }
 }

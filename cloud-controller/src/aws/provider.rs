@@ -70,11 +70,6 @@ impl<A: Api> Provider<A> {
         &self.api
     }
 
-    /// Lets go of everything that is known about the account.
-    pub fn into_api(self) -> A {
-        self.api
-    }
-
     /// On every Service that has something in AWS; AWS Load Balancer Controller's.
     pub fn finalizer() -> &'static str {
         super::FINALIZER

@@ -1,5 +1,7 @@
 //! A moto server of its own for a test, and a VPC with instances in it.
 
+#![allow(clippy::unwrap_used, reason = "a part of a test binary")]
+
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::num::NonZeroU32;
@@ -9,16 +11,16 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_ec2::config::{Credentials, Region};
 use aws_sdk_ec2::types::{AttributeBooleanValue, InstanceType, ResourceType, Tag, TagSpecification};
-use cloud_controller::aws::Provider;
-use cloud_controller::aws::api::Api;
 use cloud_controller::aws::budget::{Budget, Limit};
+use cloud_controller::aws::resources::Scheme;
 use cloud_controller::aws::sdk::Sdk;
 
+use crate::aws_suite;
 use crate::aws_support::CLUSTER;
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
-const REGION: &str = "us-east-1";
+pub(crate) const REGION: &str = "us-east-1";
 
 /// Ends with the test.
 pub(crate) struct Moto {
@@ -27,20 +29,12 @@ pub(crate) struct Moto {
 }
 
 /// What is in the account before the controller comes.
-pub(crate) struct Site {
-    vpc: String,
-    pub(crate) private_subnets: BTreeSet<String>,
-    pub(crate) public_subnets: BTreeSet<String>,
+pub(crate) struct MotoSite {
+    config: aws_config::SdkConfig,
+    pub(crate) vpc: String,
+    private_subnets: BTreeSet<String>,
+    public_subnets: BTreeSet<String>,
     pub(crate) instances: [String; 3],
-    api: Sdk,
-}
-
-/// How many of each there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Count {
-    load_balancers: usize,
-    target_groups: usize,
-    security_groups: usize,
 }
 
 impl Moto {
@@ -85,12 +79,6 @@ impl Moto {
         let loader = Sdk::base().region(Region::new(REGION)).endpoint_url(&self.url);
         loader.credentials_provider(credentials).load().await
     }
-
-    async fn api(&self) -> Sdk {
-        let plenty = NonZeroU32::new(10_000).unwrap();
-        let budget = Budget::new(|_| Limit { per_second: plenty, burst: plenty });
-        Sdk::from_config(&self.config().await, budget)
-    }
 }
 
 impl Drop for Moto {
@@ -101,10 +89,11 @@ impl Drop for Moto {
     }
 }
 
-impl Site {
+impl MotoSite {
     /// Two zones, each with a private and a public subnet, and three instances.
     pub(crate) async fn build(moto: &Moto) -> Self {
-        let ec2 = aws_sdk_ec2::Client::new(&moto.config().await);
+        let config = moto.config().await;
+        let ec2 = aws_sdk_ec2::Client::new(&config);
         let vpc = ec2.create_vpc().cidr_block("10.0.0.0/16").send().await.unwrap();
         let vpc = vpc.vpc().and_then(|v| v.vpc_id()).unwrap().to_owned();
         let gateway = ec2.create_internet_gateway().send().await.unwrap();
@@ -142,46 +131,31 @@ impl Site {
         let instances: Vec<String> =
             reservation.instances().iter().map(|i| i.instance_id().unwrap().to_owned()).collect();
         let instances = instances.try_into().unwrap();
-        Self { vpc, private_subnets, public_subnets, instances, api: moto.api().await }
-    }
-
-    pub(crate) async fn api(&self, moto: &Moto) -> Sdk {
-        moto.api().await
-    }
-
-    /// As after a start: it knows nothing yet.
-    pub(crate) async fn provider(&self, moto: &Moto) -> Provider<Sdk> {
-        Provider::with_api(moto.api().await, CLUSTER, &self.vpc)
-    }
-
-    pub(crate) async fn count(&self) -> Count {
-        Count {
-            load_balancers: self.api.load_balancers().await.unwrap().len(),
-            target_groups: self.api.target_groups().await.unwrap().len(),
-            security_groups: self.api.security_groups(&self.vpc).await.unwrap().len(),
-        }
-    }
-
-    /// How many rules let something into the nodes.
-    pub(crate) async fn node_rules(&self) -> usize {
-        let groups = self.api.security_groups(&self.vpc).await.unwrap();
-        groups.iter().find(|g| g.name == "nodes").unwrap().rules.len()
-    }
-
-    pub(crate) async fn frontend_rules(&self, api: &Sdk) -> Vec<String> {
-        let groups = api.security_groups(&self.vpc).await.unwrap();
-        let ours = groups.iter().find(|g| g.name.starts_with("k8s-default-web-")).unwrap();
-        ours.rules.iter().map(ToString::to_string).collect()
+        Self { config, vpc, private_subnets, public_subnets, instances }
     }
 }
 
-impl Count {
-    /// With so many more.
-    pub(crate) fn with(self, load_balancers: usize, target_groups: usize, security_groups: usize) -> Self {
-        Self {
-            load_balancers: self.load_balancers + load_balancers,
-            target_groups: self.target_groups + target_groups,
-            security_groups: self.security_groups + security_groups,
+impl aws_suite::Site for MotoSite {
+    type Api = Sdk;
+
+    fn api(&self) -> Sdk {
+        let plenty = NonZeroU32::new(10_000).unwrap();
+        let budget = Budget::new(|_| Limit { per_second: plenty, burst: plenty });
+        Sdk::from_config(&self.config, budget)
+    }
+
+    fn vpc(&self) -> &str {
+        &self.vpc
+    }
+
+    fn instances(&self) -> &[String; 3] {
+        &self.instances
+    }
+
+    fn subnets(&self, scheme: Scheme) -> BTreeSet<String> {
+        match scheme {
+            Scheme::Internal => self.private_subnets.clone(),
+            Scheme::InternetFacing => self.public_subnets.clone(),
         }
     }
 }

@@ -7,7 +7,7 @@ mod elb;
 mod show;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::api::{
     Api, ApiError, ApiResult, CreatedLoadBalancer, ErrorKind, NewListener, NewLoadBalancer, NewSecurityGroup,
@@ -28,9 +28,10 @@ pub enum Fault {
     LoseAnswer,
 }
 
-#[derive(Debug)]
+/// A handle: clones reach the same account.
+#[derive(Debug, Clone)]
 pub struct Fake {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 /// The account.
@@ -67,7 +68,8 @@ fn refuse<T>(code: &'static str, message: impl Into<String>) -> Answer<T> {
 impl Fake {
     /// An empty account with one VPC.
     pub fn new(vpc: &str) -> Self {
-        Self { state: Mutex::new(State { vpc: vpc.to_owned(), ..State::default() }) }
+        let state = State { vpc: vpc.to_owned(), ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)) }
     }
 
     pub fn add_subnet(&self, id: &str, zone: &str, public: bool, tags: &[(&str, &str)]) {
