@@ -51,3 +51,19 @@ async fn the_plan_verb_reads_the_account_with_credentials_from_the_environment()
         assert!(out.contains(line), "{line} is not in\n{out}\n{err}");
     }
 }
+
+#[test]
+fn without_credentials_the_plan_verb_says_where_it_looked() {
+    let golden = format!("dir:{}", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/aws"));
+    let home = tempfile::tempdir().unwrap();
+    // Nothing listens there, and nothing is asked without credentials.
+    let planned = Command::new(env!("CARGO_BIN_EXE_cloud-controller"))
+        .args(["plan", "--cluster-name", "my-cluster", "--source", &golden])
+        .args(["--aws-region", REGION, "--aws-vpc-id", "vpc-1", "--aws-endpoint", "http://127.0.0.1:9"])
+        .env_clear()
+        .envs([("HOME", home.path().to_str().unwrap()), ("AWS_EC2_METADATA_DISABLED", "true")])
+        .output()
+        .unwrap();
+    let out = String::from_utf8_lossy(&planned.stdout);
+    assert!(out.contains("NoCredentials") && out.contains("Environment:"), "{out}");
+}

@@ -18,6 +18,9 @@ use crate::wait;
 /// Between a death and the next start.
 pub const RESTART_DELAY: Duration = Duration::from_secs(1);
 
+/// Between SIGTERM and SIGKILL.
+pub const GRACE: Duration = Duration::from_secs(10);
+
 /// A supervised program. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Program {
@@ -95,13 +98,22 @@ impl Program {
         .await
     }
 
-    /// SIGTERM, and no new start until [`Self::resume`]. Returns once the process is gone.
+    /// SIGTERM, SIGKILL after [`GRACE`], and no new start until [`Self::resume`]. Returns once the
+    /// process is gone.
     ///
     /// # Errors
     /// When it does not end.
     pub async fn stop(&self) -> Result<()> {
         self.orders.send(Order::Stop).await.context("the supervisor ended")?;
-        wait::until(&format!("{} ended", self.name), Duration::from_secs(40), async || match self.state() {
+        let asked = self.ended(GRACE).await;
+        if asked.is_err() {
+            self.signal(Signal::SIGKILL)?;
+        }
+        self.ended(GRACE).await
+    }
+
+    async fn ended(&self, deadline: Duration) -> Result<()> {
+        wait::until(&format!("{} ended", self.name), deadline, async || match self.state() {
             State { pid: None, .. } => Ok(()),
             state => bail!("{state:?}"),
         })

@@ -17,15 +17,23 @@ pub fn workspace() -> &'static Path {
 /// # Errors
 /// When it was not built.
 pub fn ours(name: &str) -> Result<PathBuf> {
-    let myself = env::current_exe().context("finding the running program")?;
     let chosen = env::var_os("FAIRLEAD_BIN").map(PathBuf::from);
-    let built = myself.ancestors().skip(1).take(2).map(Path::to_owned);
     chosen
         .into_iter()
-        .chain(built)
+        .chain([build_folder()?])
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
         .with_context(|| format!("{name} is not built: run `cargo build --workspace --bins`"))
+}
+
+/// The folder that the running test or demo was built into: `target/debug`.
+///
+/// # Errors
+/// When the running program has no path.
+pub fn build_folder() -> Result<PathBuf> {
+    let myself = env::current_exe().context("finding the running program")?;
+    let folder = myself.parent().context("a program lies in a folder")?;
+    Ok(if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }.to_owned())
 }
 
 /// A program of Kubernetes, or etcd: from `FAIRLEAD_KUBE_BIN`, `KUBEBUILDER_ASSETS`, or what

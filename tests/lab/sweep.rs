@@ -26,6 +26,7 @@ const ROOT: &str = "/run/fairlead-lab";
 /// The lab's folder on this machine. Dropping it sweeps.
 #[derive(Debug)]
 pub struct Ground {
+    name: String,
     id: String,
     path: PathBuf,
     janitor: Child,
@@ -61,7 +62,7 @@ impl Ground {
         .spawn()
         .context("starting the janitor")?;
         let life_line = janitor.stdin.take();
-        Ok(Self { id, path, janitor, life_line })
+        Ok(Self { name: name.to_owned(), id, path, janitor, life_line })
     }
 
     pub fn id(&self) -> &str {
@@ -75,10 +76,27 @@ impl Ground {
     pub fn log(&self, name: &str) -> PathBuf {
         self.path.join("logs").join(format!("{name}.log"))
     }
+
+    /// What was logged outlives the lab beside the programs that were built, until the next lab of
+    /// that name: somebody may want to know why it failed.
+    fn keep_logs(&self) -> Result<()> {
+        let kept = programs::build_folder()?.join("lab-logs").join(&self.name);
+        let _ = fs::remove_dir_all(&kept);
+        fs::create_dir_all(&kept)?;
+        for log in fs::read_dir(self.path.join("logs"))? {
+            let log = log?;
+            fs::copy(log.path(), kept.join(log.file_name()))?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Ground {
     fn drop(&mut self) {
+        end_processes(&self.id);
+        if let Err(error) = self.keep_logs() {
+            tracing::debug!("the logs of {} are lost: {error:#}", self.id);
+        }
         sweep(&self.id);
         drop(self.life_line.take());
         let _ = self.janitor.wait();

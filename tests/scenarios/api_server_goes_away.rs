@@ -21,6 +21,7 @@ async fn everything_goes_on_serving_without_the_api_server() -> Result<()> {
     load.requests(1000).await?;
     lab.control_plane.api_server.resume().await?;
     lab.control_plane.await_ready().await?;
+    lab.control_plane.restart_controllers().await?;
     load.requests(100).await?;
     // And it is not only still there, it follows again.
     lab.scale("web", 3).await?;

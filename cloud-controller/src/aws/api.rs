@@ -41,6 +41,9 @@ pub struct ApiError {
     pub message: String,
 }
 
+/// The code, as if it were AWS's, of an error that AWS never saw.
+pub const NO_CREDENTIALS: &str = "NoCredentials";
+
 pub type ApiResult<T> = Result<T, ApiError>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,7 +171,8 @@ impl ErrorKind {
             | "TooManyRequestsException"
             | "BandwidthLimitExceeded" => Self::Throttled,
             "ResourceInUse" | "DependencyViolation" => Self::InUse,
-            "AccessDenied"
+            NO_CREDENTIALS
+            | "AccessDenied"
             | "AccessDeniedException"
             | "UnauthorizedOperation"
             | "AuthFailure"

@@ -5,7 +5,7 @@ use std::time::Duration;
 use service_model::{Ingress, IngressPort, Service, World};
 use tokio::sync::RwLock;
 
-use super::api::{Api, ApiError, ApiResult, ErrorKind};
+use super::api::{Api, ApiError, ApiResult, ErrorKind, NO_CREDENTIALS};
 use super::apply::{Mirror, StepError, apply};
 use super::desired::{Desired, desired, identity};
 use super::names::Identity;
@@ -147,6 +147,7 @@ impl<A: Api> Provider<A> {
     }
 
     /// Plans and applies until there is nothing left to do, or nothing can be done now.
+    #[tracing::instrument(name = "service", skip_all, fields(namespace = id.service.namespace(), name = id.service.name()))]
     async fn drive(&self, id: &Identity, decide: impl Fn(&Observed<'_>) -> Decision) -> Ended {
         let mut changed = false;
         for _ in 0..ROUNDS {
@@ -224,9 +225,7 @@ impl<A: Api> Provider<A> {
                 Outcome::Retry { after: WHEN_UNKNOWN, why }
             }
             ErrorKind::Denied => {
-                let action = error.operation.iam_action();
-                let hint = format!("{why}. The controller's role needs {action}: see deploy/iam/policy.json");
-                notes.push(Note::warning("AccessDenied", hint));
+                notes.push(Note::warning("AccessDenied", format!("{why}. {}", how_to_allow(error))));
                 Outcome::Retry { after: WHEN_DENIED, why }
             }
             ErrorKind::Limit => {
@@ -262,6 +261,14 @@ fn decide(wanted: &Result<(Desired, Vec<Note>), Vec<Note>>, observed: &Observed<
         Ok((desired, remarks)) => serve(desired, remarks.clone(), observed),
         Err(mistakes) => Decision::blocked(mistakes.clone()),
     }
+}
+
+fn how_to_allow(error: &ApiError) -> String {
+    if error.code == NO_CREDENTIALS {
+        return "Give the controller's ServiceAccount an IAM role: see terraform/modules/iam".to_owned();
+    }
+    let action = error.operation.iam_action();
+    format!("The controller's role needs {action}: see deploy/iam/policy.json")
 }
 
 fn entry(balancer: &LoadBalancer, ports: Vec<IngressPort>) -> Ingress {

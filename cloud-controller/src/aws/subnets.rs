@@ -72,6 +72,10 @@ fn discovered(
         by_zone.entry(&subnet.zone).or_insert(&subnet.id);
     }
     if by_zone.is_empty() {
+        if subnets.is_empty() {
+            let message = "the VPC has no subnet that can be seen: is --aws-vpc-id right, and --aws-region?";
+            return Err(Note::warning("NoSubnet", message));
+        }
         let reach = if scheme == Scheme::Internal { "no route" } else { "a route" };
         return Err(Note::warning(
             "NoSubnet",

@@ -14,6 +14,9 @@ pub enum LogFormat {
     Json,
 }
 
+/// The API client logs each failed request as an error, without saying which; whoever asked says so.
+const DEFAULT: &str = "info,kube_client=off";
+
 /// Installs the process's subscriber. `RUST_LOG` chooses what is shown; without it, `info`.
 pub fn init(format: LogFormat) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
@@ -33,11 +36,11 @@ pub fn init(format: LogFormat) {
 /// The filter to use, and what was wrong with the one asked for.
 fn filter(asked: &str) -> (EnvFilter, Option<String>) {
     if asked.is_empty() {
-        return (EnvFilter::new("info"), None);
+        return (EnvFilter::new(DEFAULT), None);
     }
     match EnvFilter::try_new(asked) {
         Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new("info"), Some(error.to_string())),
+        Err(error) => (EnvFilter::new(DEFAULT), Some(error.to_string())),
     }
 }
 
@@ -122,7 +125,7 @@ mod tests {
     #[test]
     fn a_filter_that_cannot_be_read_is_reported_and_info_is_shown() {
         let (chosen, mistake) = filter("daemon=loudly");
-        assert_eq!(chosen.to_string(), "info");
+        assert_eq!(chosen.to_string(), EnvFilter::new(DEFAULT).to_string());
         assert!(mistake.is_some());
         assert!(filter("warn,daemon=debug").1.is_none());
     }

@@ -10,6 +10,7 @@ use std::{fmt, fs};
 
 use anyhow::{Context, Result, anyhow};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use nix::sys::signal::Signal;
 
 pub use identities::Identity;
 pub use kubectl::{Kubectl, Said};
@@ -128,6 +129,19 @@ impl ControlPlane {
         client(&path).await
     }
 
+    /// Ends Kubernetes' controllers and its scheduler, which are started again: as in a cluster where
+    /// they lost their Leases. Those that stay back off for up to a minute before they watch again.
+    ///
+    /// # Errors
+    /// When one was not running, or is not started again.
+    pub async fn restart_controllers(&self) -> Result<()> {
+        let (controllers, scheduler) = tokio::join!(
+            self.controller_manager.signal_and_await_restart(Signal::SIGKILL),
+            self.scheduler.signal_and_await_restart(Signal::SIGKILL),
+        );
+        controllers.and(scheduler)
+    }
+
     /// Waits until the API server answers again, after a stop and a start.
     ///
     /// # Errors
@@ -207,6 +221,8 @@ fn api_server_flags(folder: &Path, address: IpAddr) -> Vec<String> {
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         "--disable-admission-plugins=ServiceAccount".into(),
         "--allow-privileged=true".into(),
+        // Without it, a stop waits a minute for watches that nobody ends.
+        "--shutdown-watch-termination-grace-period=1s".into(),
         "--profiling=false".into(),
     ]
 }

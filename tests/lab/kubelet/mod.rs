@@ -18,11 +18,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::{self, Store};
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use tokio::sync::watch;
@@ -76,7 +79,7 @@ impl Kubelet {
     ) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let (services, writer) = reflector::store::<Service>();
-        let listing = watcher(Api::all(client.clone()), watcher::Config::default()).default_backoff();
+        let listing = watcher(Api::all(client.clone()), watcher::Config::default()).backoff(Soon);
         tasks.spawn(reflector::reflector(writer, listing).for_each(async |_| {}));
         services.wait_until_ready().await.context("listing Services")?;
 
@@ -109,11 +112,26 @@ impl Kubelet {
     }
 }
 
+/// Between two tries to watch: kube's default grows to half a minute, which a scenario would wait for.
+struct Soon;
+
+impl Iterator for Soon {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::from_millis(500))
+    }
+}
+
+impl Backoff for Soon {
+    fn reset(&mut self) {}
+}
+
 /// One worker for every pod that is bound to one of our nodes.
 async fn run_pods(client: kube::Client, machines: BTreeMap<String, Arc<Machine>>) {
     let mut workers = Workers { machines, known: BTreeMap::new(), listed: None, tasks: JoinSet::new() };
     let config = watcher::Config::default().fields("spec.nodeName!=");
-    let mut events = watcher(Api::<Pod>::all(client), config).default_backoff().boxed();
+    let mut events = watcher(Api::<Pod>::all(client), config).backoff(Soon).boxed();
     loop {
         match events.try_next().await {
             Ok(Some(event)) => workers.handle(event),

@@ -9,11 +9,11 @@ mod parse;
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
-use aws_sdk_ec2::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::{Provider as Tls, rustls_provider::CryptoMode};
 
 use super::Setup;
-use super::api::{ApiError, ApiResult, ErrorKind};
+use super::api::{ApiError, ApiResult, ErrorKind, NO_CREDENTIALS};
 use super::budget::Budget;
 use super::operation::Operation;
 
@@ -91,13 +91,29 @@ fn api_error<E>(operation: Operation, error: &SdkError<E>) -> ApiError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    match error.as_service_error().and_then(|e| Some((e.code()?, e.message()))) {
-        Some((code, message)) => ApiError::of_code(operation, code, message.unwrap_or("no message")),
-        None => ApiError {
-            operation,
-            kind: ErrorKind::Unknown,
-            code: "no answer".to_owned(),
-            message: DisplayErrorContext(error).to_string(),
-        },
+    if let Some((code, message)) = error.as_service_error().and_then(|e| Some((e.code()?, e.message()))) {
+        return ApiError::of_code(operation, code, message.unwrap_or("no message"));
     }
+    let message = chain(error);
+    // The SDK has no public type for it: neither a broken connection nor a time-out.
+    let dispatch = matches!(error, SdkError::DispatchFailure(e) if e.is_other());
+    if dispatch && message.contains("credential") {
+        return ApiError::of_code(operation, NO_CREDENTIALS, message);
+    }
+    ApiError { operation, kind: ErrorKind::Unknown, code: "no answer".to_owned(), message }
+}
+
+/// The error and what caused it, each on the same line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string().replace('\n', ";");
+        // Many wrap without a word of their own.
+        if !causes.iter().any(|cause| cause.contains(&text)) {
+            causes.push(text);
+        }
+        next = error.source();
+    }
+    causes.join(": ")
 }
