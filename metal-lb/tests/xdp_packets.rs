@@ -134,9 +134,14 @@ fn a_syn_follows_a_live_connection_but_opens_a_new_one_after_a_close() {
     assert_eq!(stray.source, syn.source, "the node decides what a SYN inside a connection means");
 
     forwarded(&bench, Frame::tcp(client(40_000), vip(), FIN | ACK));
+    let stray = forwarded(&bench, Frame::tcp(client(40_000), vip(), SYN));
+    assert_eq!(stray.source, syn.source, "the node may have more to send");
     forwarded(&bench, answer(&syn, FIN | ACK));
     let fresh = forwarded(&bench, Frame::tcp(client(40_000), vip(), SYN));
     assert_ne!(fresh.source.port(), syn.source.port(), "a closed flow's port rests");
+    forwarded(&bench, answer(&fresh, SYN | ACK));
+    let more = forwarded(&bench, Frame::tcp(client(40_000), vip(), ACK));
+    assert_eq!((more.source, more.destination), (fresh.source, fresh.destination));
 }
 
 #[test]

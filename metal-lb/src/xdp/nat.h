@@ -38,8 +38,9 @@ INLINE int follow(struct packet *p, const struct flow_key *key, const struct flo
 	return to_target(p, key, flow->source_port, flow->target, target, flow->table, 0);
 }
 
-/* A new connection: target, source port, half-open entries, first packet. */
-INLINE int open_flow(struct packet *p, const struct flow_key *key, int owned)
+/* A new connection: target, source port, half-open entries, first packet. `void_flow`: an earlier
+ * connection of the same client and port, which has ended, left its flow behind. */
+INLINE int open_flow(struct packet *p, const struct flow_key *key, int owned, int void_flow)
 {
 	struct listener_key lkey = { .vip = key->vip, .port = key->port, .protocol = key->protocol };
 	struct listener *listener = bpf_map_lookup_elem(&listeners, &lkey);
@@ -72,6 +73,9 @@ INLINE int open_flow(struct packet *p, const struct flow_key *key, int owned)
 		return dropped(REASON_NO_SOURCE_PORT);
 	if (bpf_map_update_elem(&half_open_flows, key, &flow, BPF_ANY))
 		return dropped(REASON_TABLE_FULL);
+	/* Or it would take the new connection's next packet. */
+	if (void_flow)
+		bpf_map_delete_elem(&flows, key);
 	return to_target(p, key, flow.source_port, id, target, table, 1);
 }
 
@@ -88,11 +92,12 @@ INLINE int promote(const struct flow_key *key, const struct flow *flow, const st
 	return 0;
 }
 
-/* Whether an established connection takes this packet, or the packet begins another one. */
+/* Whether an established connection takes this packet, or the packet begins another one. A SYN inside
+ * a connection is the target's to judge, also once one side has closed: it may be forged. */
 INLINE int takes(const struct connection *c, const struct target *target, const struct packet *p)
 {
 	if (is_syn(p))
-		return !c->state;
+		return !is_closed(c);
 	if (p->protocol == IP_UDP && !(target->flags & TARGET_IN_TABLE))
 		return since(p->now, c->replied_ns) < UDP_UNANSWERED_NS;
 	return 1;
@@ -112,6 +117,7 @@ INLINE int forward(struct packet *p, int owned)
 	u32 why = REASON_NO_CONNECTION;
 
 	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
+	int void_flow = flow != 0;
 	if (flow) {
 		tuple_of(&tuple, &key, flow);
 		struct connection *c = bpf_map_lookup_elem(&connections, &tuple);
@@ -147,7 +153,7 @@ INLINE int forward(struct packet *p, int owned)
 	}
 	if (p->protocol == IP_TCP && !is_syn(p))
 		return dropped(why);
-	return open_flow(p, &key, owned);
+	return open_flow(p, &key, owned, void_flow);
 }
 
 INLINE int to_client(struct packet *p, const struct tuple *tuple, struct connection *c)

@@ -130,6 +130,7 @@ impl fmt::Display for Story {
         self.failures
             .iter()
             .take(3)
+            .chain(self.failures.last())
             .try_for_each(|failure| write!(f, "; after {:.2} s: {}", failure.at.as_secs_f32(), failure.why))
     }
 }
