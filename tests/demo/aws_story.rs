@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::aws::{Api, Aws, tag, tags};
 use lab::{Lab, wait};
 
+use crate::cluster_story;
 use crate::show::Show;
 
 const WEB: &str = include_str!("web-aws.yaml");
@@ -15,7 +16,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) async fn tell(show: &mut Show, lab: &Lab) -> Result<()> {
     let aws = lab.aws.as_ref().context("this story needs the AWS provider")?;
     show.kubectl(lab, "get nodes -o custom-columns=NAME:.metadata.name,INSTANCE:.spec.providerID").await?;
-    a_balancer(show, lab, aws).await
+    a_balancer(show, lab, aws).await?;
+    lab.pods_ready("app=web", 2).await?;
+    lab.endpoints_ready("web", 2).await?;
+    // There the NLB sends its connections.
+    cluster_story::node_ports(show, lab).await?;
+    cluster_story::cluster_ip(show, lab).await?;
+    cluster_story::plans(show, lab);
+    Ok(())
 }
 
 async fn a_balancer(show: &mut Show, lab: &Lab, aws: &Aws) -> Result<()> {

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "what is printed is the demo")]
 
 mod aws_story;
+mod cluster_story;
 mod metal_story;
 mod show;
 

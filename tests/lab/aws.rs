@@ -21,6 +21,9 @@ const PORT: u16 = 5000;
 /// moto knows this image from the start.
 const IMAGE: &str = "ami-12c6146b";
 
+/// The name that our controller knows the cluster by.
+pub const CLUSTER: &str = "lab";
+
 /// A VPC with a public and a private subnet in each of three zones.
 #[derive(Debug)]
 pub struct Aws {
@@ -29,6 +32,8 @@ pub struct Aws {
     /// Zone and private subnet, where the nodes live.
     pub subnets: Vec<(String, String)>,
     gateway: String,
+    /// The nodes' security group, with the cluster's tag.
+    nodes_group: String,
     host: Host,
 }
 
@@ -61,8 +66,8 @@ impl Aws {
             log: ground.log("moto"),
         };
         let moto = Program::start("moto", spawner, spec).await?;
-        let (vpc, gateway) = (String::new(), String::new());
-        let mut aws = Self { moto, vpc, gateway, subnets: Vec::new(), host: host.clone() };
+        let (vpc, gateway, nodes_group) = Default::default();
+        let mut aws = Self { moto, vpc, gateway, nodes_group, subnets: Vec::new(), host: host.clone() };
         let vpc = &[("CidrBlock", "172.31.0.0/16")];
         let made = wait::until("moto makes a VPC", Duration::from_secs(30), async || {
             aws.call(Api::Ec2, "CreateVpc", vpc).await.with_context(|| aws.moto.log_tail(3))
@@ -80,6 +85,10 @@ impl Aws {
             let private = aws.subnet(&zone, &cidr, "kubernetes.io/role/internal-elb").await?;
             aws.subnets.push((zone, private));
         }
+        let group = [("GroupName", "nodes"), ("GroupDescription", "nodes"), ("VpcId", aws.vpc.as_str())];
+        let group = aws.call(Api::Ec2, "CreateSecurityGroup", &group).await?;
+        aws.nodes_group = tag(&group, "groupId")?.to_owned();
+        aws.tag(&aws.nodes_group, &format!("kubernetes.io/cluster/{CLUSTER}"), "owned").await?;
         Ok(aws)
     }
 
@@ -103,6 +112,7 @@ impl Aws {
                     ("MinCount", "1"),
                     ("MaxCount", "1"),
                     ("SubnetId", subnet),
+                    ("SecurityGroupId.1", &self.nodes_group),
                 ],
             )
             .await?;
@@ -149,9 +159,13 @@ impl Aws {
         let parameters = [("VpcId", self.vpc.as_str()), ("CidrBlock", cidr), ("AvailabilityZone", zone)];
         let said = self.call(Api::Ec2, "CreateSubnet", &parameters).await?;
         let id = tag(&said, "subnetId")?.to_owned();
-        let tags = [("ResourceId.1", id.as_str()), ("Tag.1.Key", role), ("Tag.1.Value", "1")];
-        self.call(Api::Ec2, "CreateTags", &tags).await?;
+        self.tag(&id, role, "1").await?;
         Ok(id)
+    }
+
+    async fn tag(&self, id: &str, key: &str, value: &str) -> Result<()> {
+        let tags = [("ResourceId.1", id), ("Tag.1.Key", key), ("Tag.1.Value", value)];
+        self.call(Api::Ec2, "CreateTags", &tags).await.map(drop)
     }
 
     /// A subnet is public when its route table leads to an internet gateway.

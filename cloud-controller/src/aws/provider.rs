@@ -147,7 +147,7 @@ impl<A: Api> Provider<A> {
     }
 
     /// Plans and applies until there is nothing left to do, or nothing can be done now.
-    #[tracing::instrument(name = "service", skip_all, fields(namespace = id.service.namespace(), name = id.service.name()))]
+    #[tracing::instrument(name = "aws", skip_all, fields(service = %id.service))]
     async fn drive(&self, id: &Identity, decide: impl Fn(&Observed<'_>) -> Decision) -> Ended {
         let mut changed = false;
         for _ in 0..ROUNDS {

@@ -260,8 +260,11 @@ async fn start_controller(
     control_plane: &ControlPlane,
 ) -> Result<Program> {
     let kubeconfig = control_plane.kubeconfig(Identity::CloudController);
-    let mut arguments =
-        vec!["run".to_owned(), format!("--kubeconfig={}", kubeconfig.display()), "--cluster-name=lab".into()];
+    let mut arguments = vec![
+        "run".to_owned(),
+        format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--cluster-name={}", aws::CLUSTER),
+    ];
     arguments.extend(flags);
     let credentials = [
         ("AWS_ACCESS_KEY_ID", "lab"),
