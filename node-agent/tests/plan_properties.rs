@@ -81,19 +81,18 @@ fn sorted(mut mirror: Mirror) -> Mirror {
     mirror
 }
 
+/// Endpoints of one Service, by the last byte of their addresses.
+fn of_one_service(lasts: impl IntoIterator<Item = u8>) -> Happening {
+    let endpoints = lasts.into_iter().map(|last| (last, false)).collect();
+    Happening::Apply(Spec { number: 1, external: None, node_port: None, local_policy: false, endpoints })
+}
+
 #[test]
 fn a_removal_moves_only_the_last_index_into_the_hole() {
     let mut agent = Agent::new();
-    let spec = |lasts: &[u8]| Spec {
-        number: 1,
-        external: None,
-        node_port: None,
-        local_policy: false,
-        endpoints: lasts.iter().map(|l| (*l, false)).collect(),
-    };
-    agent.happen(&Happening::Apply(spec(&[1, 2, 3, 4, 5])));
+    agent.happen(&of_one_service([1, 2, 3, 4, 5]));
     settle(&mut agent);
-    agent.happen(&Happening::Apply(spec(&[1, 3, 4, 5])));
+    agent.happen(&of_one_service([1, 3, 4, 5]));
     let plan = agent.plan();
     let endpoints: Vec<String> = plan
         .now
@@ -109,6 +108,18 @@ fn a_removal_moves_only_the_last_index_into_the_hole() {
         ]
     );
     assert_eq!(plan.all_later().len(), 1, "the old place of the last one goes a second later:\n{plan}");
+}
+
+/// Counts above 16 share a class, which draws more indexes than are taken.
+#[test]
+fn an_endpoint_that_leaves_a_large_service_can_no_longer_be_drawn() {
+    let mut agent = Agent::new();
+    agent.happen(&of_one_service(1..=18));
+    settle(&mut agent);
+    agent.happen(&of_one_service(1..=17));
+    let plan = agent.plan();
+    let gone = plan.now.iter().filter(|step| matches!(step, Step::Delete(Element::Endpoint { .. }))).count();
+    assert_eq!((gone, plan.all_later().len()), (1, 0), "{plan}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use service_model::ServiceName;
 
 use super::claims::Claims;
 use super::desired::{DesiredFrontend, DesiredService};
-use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SetName, Target};
+use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SetName, SizeClass, Target};
 use super::mirror::{FrontendState, Mirror};
 use super::ruleset::Ruleset;
 use super::step::{Element, Hairpin, Step};
@@ -252,8 +252,16 @@ impl Plan {
             self.now.extend(before.map(|before| Step::Delete(element(index, before))));
             self.now.extend(target.map(|target| Step::Add(element(index, target))));
         }
+        // What the new count can still draw goes now: an index that is not taken is drawn again. What
+        // only a packet can have drawn that is under way goes later.
+        let drawn = SizeClass::of(count).map_or(0, |class| class.slots() as usize);
         let surplus = have.iter().enumerate().skip(count);
-        surplus.filter_map(|(i, t)| t.map(|target| Step::Delete(element(i, target)))).collect()
+        let (now, later): (Vec<_>, Vec<_>) = surplus
+            .filter_map(|(index, target)| Some((index, (*target)?)))
+            .partition(|(index, _)| *index < drawn);
+        let delete = |(index, target)| Step::Delete(element(index, target));
+        self.now.extend(now.into_iter().map(delete));
+        later.into_iter().map(delete).collect()
     }
 }
 
