@@ -159,7 +159,7 @@ impl Members {
         }
         let slept = now.saturating_sub(std::mem::replace(&mut self.decided, now));
         if slept > ASLEEP {
-            self.peers.values_mut().filter_map(|p| p.answered.as_mut()).for_each(|at| *at += slept);
+            self.peers.values_mut().for_each(|peer| peer.was_heard_later(slept, now));
         }
         self.peers.values_mut().for_each(|peer| peer.forget_if_lost(now));
         let live: Vec<String> = self.live(now);
@@ -275,6 +275,12 @@ impl Peer {
     /// It speaks, and we do not know yet whether it hears us.
     fn is_greeting(&self) -> bool {
         self.answered.is_none() && self.said.is_some()
+    }
+
+    /// As if it had been heard by so much later, but not after now.
+    fn was_heard_later(&mut self, time: Duration, now: Duration) {
+        let heard = [&mut self.answered, &mut self.control_seen].into_iter().flatten();
+        heard.chain([&mut self.said_at]).for_each(|at| *at = (*at + time).min(now));
     }
 
     /// What a lost host owned is no longer its own, also when it comes back.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metal_lb_api::{Config, Generation, MemberKey};
 use tokio::net::UdpSocket;
@@ -19,6 +19,9 @@ const PROBES_PER_HELLO: u64 = 3;
 /// Answers to older probes come too late to prove anything.
 const PROBES_IN_FLIGHT: u64 = 3;
 const BIND_RETRY: Duration = Duration::from_secs(1);
+/// A peer that has been silent for so long may begin anew with lower numbers: a machine without a
+/// clock of its own starts in the past.
+const LIFE_ENDS: Duration = Duration::from_secs(5);
 
 /// What was heard of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +59,8 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // Any number that differs between two lives of the process, and grows.
     let boot = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos() as u64);
-    let sent = AtomicU64::new(boot);
+    // A change of the tier begins no new life: peers that have not heard of it go on counting.
+    let (sent, mut sequence, mut lives) = (AtomicU64::new(boot), 0, Lives::default());
     let mut told = None;
     loop {
         let Some(present) = tier.borrow_and_update().clone() else {
@@ -78,9 +82,27 @@ pub async fn run(
         let speaker = Speaker { name: &name, boot, tier: &present, socket: &socket, sent: &sent };
         tokio::select! {
             changed = tier.changed() => if changed.is_err() { return Ok(()) },
-            () = speaker.send(&mut standing) => return Ok(()),
-            () = speaker.receive(&heard) => return Ok(()),
+            () = speaker.send(&mut standing, &mut sequence) => return Ok(()),
+            () = speaker.receive(&heard, &mut lives) => return Ok(()),
         }
+    }
+}
+
+/// The newest hello of each peer, by life and sequence, and when it came.
+#[derive(Debug, Default)]
+struct Lives(BTreeMap<String, (u64, u64, Instant)>);
+
+impl Lives {
+    /// Whether it is to be heard: none is heard twice.
+    fn is_news(&mut self, hello: &Hello, now: Instant) -> bool {
+        let said = (hello.boot, hello.sequence);
+        let is_older =
+            |(boot, sequence, at): &(u64, u64, Instant)| said <= (*boot, *sequence) && now - *at < LIFE_ENDS;
+        let is_news = !self.0.get(&hello.host).is_some_and(is_older);
+        if is_news {
+            self.0.insert(hello.host.clone(), (hello.boot, hello.sequence, now));
+        }
+        is_news
     }
 }
 
@@ -95,10 +117,9 @@ struct Speaker<'a> {
 }
 
 impl Speaker<'_> {
-    async fn send(&self, standing: &mut watch::Receiver<Standing>) {
+    async fn send(&self, standing: &mut watch::Receiver<Standing>, sequence: &mut u64) {
         let mut ticks = tokio::time::interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut sequence = 0;
         loop {
             let say_hello = tokio::select! {
                 _ = ticks.tick() => {
@@ -114,9 +135,9 @@ impl Speaker<'_> {
             let Standing { generation, claims } = standing.borrow_and_update().clone();
             // Before the first document there is nothing to say.
             if let Some(generation) = generation {
-                sequence += 1;
+                *sequence += 1;
                 let host = self.name.to_owned();
-                let hello = Hello { host, boot: self.boot, sequence, generation, owned: claims };
+                let hello = Hello { host, boot: self.boot, sequence: *sequence, generation, owned: claims };
                 self.to_all(&hello.seal(&self.tier.key)).await;
             }
         }
@@ -130,10 +151,8 @@ impl Speaker<'_> {
         }
     }
 
-    async fn receive(&self, heard: &mpsc::Sender<Heard>) {
+    async fn receive(&self, heard: &mpsc::Sender<Heard>, lives: &mut Lives) {
         let mut buffer = vec![0u8; 65_536];
-        // The newest hello of each peer, by life and sequence: none is heard twice.
-        let mut lives: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
         loop {
             // An error here is an ICMP answer to an earlier probe: the peer is starting.
             let Ok((length, from)) = self.socket.recv_from(&mut buffer).await else { continue };
@@ -145,7 +164,7 @@ impl Speaker<'_> {
                     None
                 }
                 Some(probe) => self.answered(peer, &probe),
-                None => self.hello(peer, message, &mut lives),
+                None => self.hello(peer, message, lives),
             };
             let Some(event) = event else { continue };
             if heard.send(event).await.is_err() {
@@ -172,19 +191,13 @@ impl Speaker<'_> {
         Some(Heard::Answer { peer: peer.to_owned(), age })
     }
 
-    fn hello<'a>(
-        &self,
-        peer: &'a str,
-        message: &[u8],
-        lives: &mut BTreeMap<&'a str, (u64, u64)>,
-    ) -> Option<Heard> {
+    fn hello(&self, peer: &str, message: &[u8], lives: &mut Lives) -> Option<Heard> {
         let hello = Hello::open(message, &self.tier.key).filter(|h| h.host == peer)?;
-        let life = lives.entry(peer).or_default();
-        if (hello.boot, hello.sequence) <= *life {
-            return None;
-        }
-        *life = (hello.boot, hello.sequence);
-        Some(Heard::Hello { peer: hello.host, generation: hello.generation, owned: hello.owned })
+        lives.is_news(&hello, Instant::now()).then_some(Heard::Hello {
+            peer: hello.host,
+            generation: hello.generation,
+            owned: hello.owned,
+        })
     }
 }
 

@@ -14,7 +14,7 @@ struct Stage {
     heard: mpsc::Receiver<Heard>,
     standing: watch::Sender<Standing>,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
-    _tier: watch::Sender<Option<Tier>>,
+    tier: watch::Sender<Option<Tier>>,
 }
 
 impl Stage {
@@ -28,7 +28,7 @@ impl Stage {
         let (standing, standings) = watch::channel(Standing::default());
         let (heard_tx, heard) = mpsc::channel(16);
         let task = tokio::spawn(run("lb-1".into(), tiers, standings, heard_tx));
-        Self { peer, host, heard, standing, task, _tier: tier }
+        Self { peer, host, heard, standing, task, tier }
     }
 
     /// The next message that `read` makes something of.
@@ -55,6 +55,14 @@ impl Stage {
 
     async fn hear(&mut self) -> Heard {
         tokio::time::timeout(DEADLINE, self.heard.recv()).await.expect("something is heard").unwrap()
+    }
+
+    /// The same hosts and one more.
+    fn add_a_host(&self) {
+        self.tier.send_modify(|tier| {
+            let peers = &mut tier.as_mut().unwrap().peers;
+            peers.insert("127.0.0.1:9".parse().unwrap(), "lb-3".into());
+        });
     }
 }
 
@@ -131,4 +139,44 @@ async fn what_is_owned_is_told_at_once_and_then_regularly() {
     let second = stage.receive(|m| Hello::open(m, &key)).await;
     assert_eq!((first.host.as_str(), first.generation, &first.owned), ("lb-1", GENERATION, &claims));
     assert!(second.sequence > first.sequence && second.boot == first.boot && second.owned == first.owned);
+}
+
+#[tokio::test]
+async fn a_host_that_joins_the_tier_changes_nothing_between_the_others() {
+    let mut stage = Stage::set().await;
+    stage.standing.send_replace(Standing { generation: Some(GENERATION), claims: Claims::new() });
+    let key = MemberKey::new(KEY);
+    let mut before = stage.receive(|m| Hello::open(m, &key)).await;
+    while before.sequence < 3 {
+        before = stage.receive(|m| Hello::open(m, &key)).await;
+    }
+    stage.say(&hello(PEER, 5, 2).seal(&key)).await;
+    stage.hear().await;
+    stage.add_a_host();
+    for _ in 0..3 {
+        let after = stage.receive(|m| Hello::open(m, &key)).await;
+        assert!(after.sequence > before.sequence, "peers would take {after:?} for an old one");
+        before = after;
+    }
+    stage.say(&hello(PEER, 5, 2).seal(&key)).await;
+    let mut newer = hello(PEER, 5, 3);
+    newer.owned.clear();
+    stage.say(&newer.seal(&key)).await;
+    let expected = Heard::Hello { peer: PEER.into(), generation: GENERATION, owned: Claims::new() };
+    assert_eq!(stage.hear().await, expected, "what was heard before the change is not heard again");
+}
+
+#[test]
+fn a_peer_whose_clock_went_back_is_heard_again_after_a_silence() {
+    let (mut lives, now) = (Lives::default(), Instant::now());
+    assert!(lives.is_news(&hello(PEER, 5, 9), now));
+    for (boot, sequence, later, is_news) in [
+        (5, 9, LIFE_ENDS / 2, false),
+        (1, 1, LIFE_ENDS / 2, false),
+        (1, 2, LIFE_ENDS, true),
+        (1, 1, LIFE_ENDS, false),
+        (1, 3, LIFE_ENDS, true),
+    ] {
+        assert_eq!(lives.is_news(&hello(PEER, boot, sequence), now + later), is_news, "{boot} {sequence}");
+    }
 }
