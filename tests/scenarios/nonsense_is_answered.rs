@@ -7,33 +7,52 @@ use anyhow::{Result, ensure};
 use lab::{Lab, wait};
 use support::{LIMIT, UnderLoad};
 
-/// A Service, and words of the Event that it must get.
-const NONSENSE: [(&str, &str, &[&str]); 4] = [
+/// A pool with one address that only who asks for it gets, and a Service that has it.
+const TINY: &str = "
+apiVersion: fairlead.dev/v1alpha1
+kind: IPAddressPool
+metadata: {name: tiny}
+spec: {addresses: [172.30.0.240/32], autoAssign: false}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: first, annotations: {fairlead.dev/address-pool: tiny}}
+spec: {type: LoadBalancer, ports: [{port: 80}]}
+";
+
+/// A Service: its name, annotations, what its spec has beside type and ports; and words of the Event
+/// that it must get.
+const NONSENSE: [(&str, &str, &str, &[&str]); 6] = [
     (
         "misspelt",
-        "{type: LoadBalancer, loadBalancerClass: fairlead.dev/metall, ports: [{port: 80}]}",
+        "",
+        "loadBalancerClass: fairlead.dev/metall",
         &["fairlead.dev/metall", "fairlead.dev/metal"],
     ),
-    ("outside", "{type: LoadBalancer, loadBalancerIP: 10.1.2.3, ports: [{port: 80}]}", &["10.1.2.3"]),
+    ("outside", "", "loadBalancerIP: 10.1.2.3", &["10.1.2.3", "outside every IPAddressPool"]),
+    ("portless", "", "allocateLoadBalancerNodePorts: false", &["NodePort"]),
+    ("cloudy", "", "loadBalancerClass: service.k8s.aws/nlb", &["service.k8s.aws/nlb"]),
     (
-        "portless",
-        "{type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{port: 80}]}",
-        &["NodePort"],
+        "illegible",
+        "fairlead.dev/load-balancer-ips: 172.30.0",
+        "",
+        &["fairlead.dev/load-balancer-ips", "172.30.0"],
     ),
-    (
-        "cloudy",
-        "{type: LoadBalancer, loadBalancerClass: service.k8s.aws/nlb, ports: [{port: 80}]}",
-        &["service.k8s.aws/nlb"],
-    ),
+    ("late", "fairlead.dev/address-pool: tiny", "", &["no address is free", "tiny", "add addresses"]),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_mistake_gets_an_event_and_nobody_else_is_affected() -> Result<()> {
     let lab = Lab::builder("nonsense").start().await?;
     let load = UnderLoad::start(&lab).await?;
-    for (name, spec, words) in NONSENSE {
-        lab.apply(&format!("{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {spec}}}"))
-            .await?;
+    lab.apply(TINY).await?;
+    lab.external_ip("first", LIMIT).await?;
+    for (name, annotations, spec, words) in NONSENSE {
+        lab.apply(&format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, annotations: {{{annotations}}}}}, \
+             spec: {{type: LoadBalancer, ports: [{{port: 80}}], {spec}}}}}"
+        ))
+        .await?;
         wait::until(&format!("{name} gets an Event with {words:?}"), LIMIT, async || {
             let events = lab.events_of(name).await?;
             let told = events.iter().any(|e| e.starts_with("Warning") && words.iter().all(|w| e.contains(w)));
