@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::aws::{Api, Aws, tag, tags};
 use lab::{Lab, wait};
 
@@ -67,12 +67,7 @@ async fn a_balancer(show: &mut Show, lab: &Lab, aws: &Aws) -> Result<()> {
     );
     let port = lab.service("web").await?.node_port()?;
     let targets = wait::until("every instance is a target", PATIENCE, async || {
-        let health = aws
-            .call(Api::Elbv2, "DescribeTargetHealth", &[("TargetGroupArn", tag(&groups, "TargetGroupArn")?)])
-            .await?;
-        let targets: Vec<String> = tags(&health, "Target")
-            .map(|target| Ok(format!("{}:{}", tag(target, "Id")?, tag(target, "Port")?)))
-            .collect::<Result<_>>()?;
+        let targets = aws.targets().await?;
         let on_port = targets.iter().all(|target| target.ends_with(&format!(":{port}")));
         ensure!(targets.len() == lab.nodes.len() && on_port, "targets {targets:?}, NodePort {port}");
         Ok(targets.join(", "))
@@ -85,18 +80,12 @@ pub(crate) async fn nothing_remains(show: &mut Show, lab: &Lab) -> Result<()> {
     let aws = lab.aws.as_ref().context("this story needs the AWS provider")?;
     show.chapter("Deleting it leaves nothing behind");
     show.kubectl(lab, "delete service web").await?;
-    for (action, element) in
-        [("DescribeLoadBalancers", "LoadBalancerArn"), ("DescribeTargetGroups", "TargetGroupArn")]
-    {
-        let gone = wait::until("nothing is left", PATIENCE, async || {
-            let left = aws.call(Api::Elbv2, action, &[]).await?;
-            match tags(&left, element).next() {
-                None => Ok("an empty list"),
-                Some(arn) => bail!("{arn}"),
-            }
-        });
-        show.claim(&format!("{action} after the delete"), gone.await);
-    }
+    let gone = wait::until("nothing is left", PATIENCE, async || {
+        let left = aws.made().await?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok("none is left")
+    });
+    show.claim("load balancers, target groups and security groups", gone.await);
     Ok(())
 }
 

@@ -150,6 +150,43 @@ impl Aws {
         Ok(xml.to_owned())
     }
 
+    /// What is registered in any target group: `instance:port`, in order.
+    ///
+    /// # Errors
+    /// When moto refuses.
+    pub async fn targets(&self) -> Result<Vec<String>> {
+        let groups = self.call(Api::Elbv2, "DescribeTargetGroups", &[]).await?;
+        let mut targets = Vec::new();
+        for group in tags(&groups, "TargetGroupArn") {
+            let health = self.call(Api::Elbv2, "DescribeTargetHealth", &[("TargetGroupArn", group)]).await?;
+            for target in tags(&health, "Target") {
+                targets.push(format!("{}:{}", tag(target, "Id")?, tag(target, "Port")?));
+            }
+        }
+        targets.sort_unstable();
+        Ok(targets)
+    }
+
+    /// The ARNs or ids of all that a controller can have made: load balancers, target groups, and
+    /// security groups beside those that were there.
+    ///
+    /// # Errors
+    /// When moto refuses.
+    pub async fn made(&self) -> Result<Vec<String>> {
+        let mut made = Vec::new();
+        for (action, element) in
+            [("DescribeLoadBalancers", "LoadBalancerArn"), ("DescribeTargetGroups", "TargetGroupArn")]
+        {
+            let said = self.call(Api::Elbv2, action, &[]).await?;
+            made.extend(tags(&said, element).map(str::to_owned));
+        }
+        let of_vpc = [("Filter.1.Name", "vpc-id"), ("Filter.1.Value.1", self.vpc.as_str())];
+        let groups = self.call(Api::Ec2, "DescribeSecurityGroups", &of_vpc).await?;
+        let names = tags(&groups, "groupName").filter(|name| !matches!(*name, "default" | "nodes"));
+        made.extend(names.map(str::to_owned));
+        Ok(made)
+    }
+
     fn address(&self) -> SocketAddr {
         SocketAddr::from((self.host.v4(), PORT))
     }
