@@ -19,7 +19,7 @@ use crate::members::{Members, Ownership, Standing};
 use crate::metrics::Events;
 use crate::neighbours::{Neighbours, NextHop};
 use crate::observed::{Observed, ObservedListener, ObservedTarget};
-use crate::plan::{Backend, Plan, plan, plan_host};
+use crate::plan::{Backend, Note, Plan, plan_all, plan_host};
 use crate::resolve::{Inputs, checks_of, node_addresses, resolve, vips_of};
 
 /// A new process leaves what an earlier one programmed alone until it knows as much, or for this long.
@@ -79,7 +79,7 @@ pub struct Engine<B> {
     planned: Desired,
     observed: Observed,
     /// Why plans left something out.
-    notes: BTreeMap<Ipv4Addr, Vec<String>>,
+    notes: BTreeSet<Note>,
     /// When the first one came.
     document_at: Option<Duration>,
     informed: bool,
@@ -105,7 +105,7 @@ impl<B: Backend> Engine<B> {
             peers: BTreeMap::new(),
             planned: Desired::default(),
             observed,
-            notes: BTreeMap::new(),
+            notes: BTreeSet::new(),
             document_at: None,
             informed: false,
             changed: true,
@@ -121,7 +121,9 @@ impl<B: Backend> Engine<B> {
     pub fn take(&mut self, input: Input, now: Duration) {
         match input {
             Input::Document(config) => self.take_document(config, now),
-            Input::Heard(Heard::Answer { peer, age }) => return self.members.on_answer(&peer, age, now),
+            Input::Heard(Heard::Answer { peer, age, serves }) => {
+                return self.members.on_answer(&peer, age, serves, now);
+            }
             Input::Heard(Heard::Hello { peer, generation, owned }) => {
                 return self.members.on_hello(&peer, generation, owned, now);
             }
@@ -231,20 +233,26 @@ impl<B: Backend> Engine<B> {
         if !self.apply(&plan_of_host) {
             return false;
         }
-        for vip in dirty(&self.planned, &resolved.desired, &self.observed) {
-            let plan = plan(vip, &resolved.desired, &self.observed);
+        // Those that change hands are what somebody waits for.
+        let dirty = dirty(&self.planned, &resolved.desired, &self.observed);
+        let changes_hands = |vip: &Ipv4Addr| {
+            let owned = self.observed.vips.get(vip);
+            owned.is_some() && owned != resolved.desired.vips.get(vip)
+        };
+        let (first, rest): (BTreeSet<_>, BTreeSet<_>) = dirty.into_iter().partition(changes_hands);
+        for vips in [first, rest] {
+            let plan = plan_all(vips.iter().copied(), &resolved.desired, &self.observed);
             if !self.apply(&plan) {
                 return false;
             }
-            for note in plan.notes.iter().filter(|n| self.notes.get(&vip).is_none_or(|old| !old.contains(n)))
-            {
-                tracing::error!("{note}");
+            for note in plan.notes.iter().filter(|note| !self.notes.contains(note)) {
+                tracing::error!("{}", note.text);
             }
-            self.notes.insert(vip, plan.notes);
+            self.notes.retain(|note| !vips.contains(&note.vip));
+            self.notes.extend(plan.notes);
             self.publish_standing();
         }
-        self.notes.retain(|vip, notes| !notes.is_empty() && resolved.desired.vips.contains_key(vip));
-        let notes: Vec<String> = self.notes.values().flatten().cloned().collect();
+        let notes: Vec<String> = self.notes.iter().map(|note| note.text.clone()).collect();
         resolved.reflect(&self.observed.listeners, &notes);
         self.planned = resolved.desired;
         self.outputs
@@ -311,20 +319,15 @@ impl<B: Backend> Engine<B> {
     }
 }
 
-/// The VIPs whose part of the desired state changed and those that nobody wants any more, those that
-/// change hands first: they are what somebody waits for.
-fn dirty(before: &Desired, after: &Desired, observed: &Observed) -> Vec<Ipv4Addr> {
+/// The VIPs whose part of the desired state changed and those that nobody wants any more.
+fn dirty(before: &Desired, after: &Desired, observed: &Observed) -> BTreeSet<Ipv4Addr> {
     let known = before.vips.keys().chain(after.vips.keys()).copied();
-    let addresses: BTreeSet<Ipv4Addr> = known.chain(observed.addresses()).collect();
-    let changes_hands = |vip: &Ipv4Addr| observed.vips.get(vip) != after.vips.get(vip);
     let is_dirty = |vip: &Ipv4Addr| {
-        changes_hands(vip)
+        observed.vips.get(vip) != after.vips.get(vip)
             || before.vips.get(vip) != after.vips.get(vip)
             || !before.listeners_of(*vip).eq(after.listeners_of(*vip))
     };
-    let mut dirty: Vec<Ipv4Addr> = addresses.into_iter().filter(is_dirty).collect();
-    dirty.sort_by_key(|vip| !changes_hands(vip));
-    dirty
+    known.chain(observed.addresses()).filter(is_dirty).collect()
 }
 
 /// Tells nobody when nothing changed.

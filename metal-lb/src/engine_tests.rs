@@ -136,6 +136,23 @@ fn health_moves_nodes_in_and_out_of_the_table() {
 }
 
 #[test]
+fn a_node_that_fails_is_taken_out_of_many_listeners_in_a_few_batches() {
+    let mut config = Config::clone(&document(1, 1));
+    let listener = config.listeners[0].clone();
+    let vips = (1..=100).map(|n| IpAddr::V4(Ipv4Addr::new(10, 0, 0, n)));
+    config.listeners = vips.map(|vip| metal_lb_api::Listener { vip, ..listener.clone() }).collect();
+    let mut stage = Stage::new(Fake::default());
+    stage.take([Input::Document(Arc::new(config)), Input::Neighbours(neighbours())]);
+    stage.take([health(1, Verdict::Healthy), health(2, Verdict::Healthy)]);
+    assert_eq!(stage.table().len(), 200);
+    let before = stage.backend().batches;
+    stage.take([health(2, Verdict::Unhealthy)]);
+    assert_eq!(stage.table().len(), 100);
+    let batches = stage.backend().batches - before;
+    assert!(batches <= 2, "the kernel waits for each: {batches}");
+}
+
+#[test]
 fn a_new_process_leaves_the_table_alone_until_it_knows_as_much_as_the_last_one() {
     let mut before = Stage::serving();
     before.take([health(2, Verdict::Unhealthy)]);
@@ -235,7 +252,7 @@ fn a_standby_has_everything_programmed_and_takes_over_in_one_step() {
     stage.take([Input::Document(document(1, 2)), Input::Neighbours(neighbours())]);
     let hear = |stage: &mut Stage| {
         let generation = document(1, 2).generation;
-        let answer = Heard::Answer { peer: "lb-2".into(), age: Duration::ZERO };
+        let answer = Heard::Answer { peer: "lb-2".into(), age: Duration::ZERO, serves: generation };
         let hello = Heard::Hello { peer: "lb-2".into(), generation, owned: [(VIP, 1)].into() };
         stage.take([Input::Heard(answer), Input::Heard(hello)]);
     };

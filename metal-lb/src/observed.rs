@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::desired::{ListenerId, Mac};
-use crate::plan::Step;
+use crate::plan::{MAX_VIPS, Step};
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
@@ -190,7 +190,11 @@ impl Observed {
                 let empty = self.listeners.range(ListenerId::all_of(*vip)).next().is_none();
                 rule(empty, "the address still has listeners")
             }
-            Step::SetHost(_) | Step::SetVip { .. } => Ok(()),
+            Step::SetVip { vip, .. } => {
+                let fits = self.vips.len() < MAX_VIPS as usize || self.vips.contains_key(vip);
+                rule(fits, "there are as many addresses as fit")
+            }
+            Step::SetHost(_) => Ok(()),
         }
     }
 

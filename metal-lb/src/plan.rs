@@ -20,6 +20,8 @@ use crate::observed::{HostSettings, Observed, ObservedListener, ObservedTarget};
 pub const MAX_TARGETS: u32 = 65_536;
 /// How many tables, and so listeners.
 pub const MAX_TABLES: u32 = 4_096;
+/// How many addresses.
+pub const MAX_VIPS: u32 = 4_096;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -78,8 +80,14 @@ pub struct Member {
 pub struct Plan {
     /// After any prefix of batches, also of a batch's steps, planning again settles.
     pub batches: Vec<Vec<Step>>,
-    /// Why something cannot be programmed.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
+}
+
+/// Why something cannot be programmed. The text begins with the listener where it is about one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Note {
+    pub vip: Ipv4Addr,
+    pub text: String,
 }
 
 /// What plans are applied to: the kernel's maps, or the tests' fake.
@@ -123,6 +131,13 @@ pub fn plan(vip: Ipv4Addr, desired: &Desired, observed: &Observed) -> Plan {
     for listener in ours.keys().filter(|l| !wanted.contains_key(l)) {
         plan.push(ours.removal_of(&listener));
     }
+    if want.is_some() && have.is_none() && observed.vips.len() >= MAX_VIPS as usize {
+        let why = |l: &&ListenerId| {
+            Note::of(l, format_args!("is not programmed: all {MAX_VIPS} addresses are in use"))
+        };
+        plan.notes.extend(wanted.keys().map(why));
+        return plan;
+    }
     let mut free = Free::new(observed);
     for (listener, wish) in wanted {
         program(*listener, wish, desired.seed, &ours, &mut free, &mut plan);
@@ -148,7 +163,7 @@ pub fn plan_all(vips: impl IntoIterator<Item = Ipv4Addr>, desired: &Desired, obs
             let phase = Phase::of(&step, &ahead);
             if let Err(refused) = ahead.apply(&step) {
                 // Only maps that somebody else wrote to can be so; the VIP keeps what it has.
-                notes.push(refused.to_string());
+                notes.push(Note { vip, text: refused.to_string() });
                 break;
             }
             phases.entry(phase).or_default().push(step);
@@ -210,7 +225,8 @@ fn program(
     plan: &mut Plan,
 ) {
     let Some(table) = ours.table_of(&listener).or_else(|| free.table()) else {
-        plan.notes.push(format!("{listener} is not programmed: all {MAX_TABLES} tables are in use"));
+        plan.notes
+            .push(Note::of(&listener, format_args!("is not programmed: all {MAX_TABLES} tables are in use")));
         return;
     };
     let mut known = ours.targets_of(&listener);
@@ -220,7 +236,10 @@ fn program(
         let have = known.remove(&target.address);
         let id = named.get(&target.address).copied().or(have.map(|(id, _)| id)).or_else(|| free.target());
         let Some(id) = id else {
-            plan.notes.push(format!("{listener} leaves out {node}: all {MAX_TARGETS} targets are in use"));
+            plan.notes.push(Note::of(
+                &listener,
+                format_args!("leaves out {node}: all {MAX_TARGETS} targets are in use"),
+            ));
             continue;
         };
         let entry = ObservedTarget {
@@ -318,7 +337,8 @@ impl<'a> Free<'a> {
         Self { observed, targets: BTreeSet::new(), tables: BTreeSet::new() }
     }
 
-    /// Ids go round, so that one rests before it is given again.
+    /// The lowest ids come last, so that most rest before they are given again. It is not needed: a
+    /// flow names its target's address too.
     fn target(&mut self) -> Option<u32> {
         let used = self.observed.targets.last_key_value().map(|(id, _)| *id);
         let highest = used.max(self.targets.last().copied()).unwrap_or(0);
@@ -333,6 +353,12 @@ impl<'a> Free<'a> {
         let table = (0..MAX_TABLES).find(|table| !taken(table))?;
         self.tables.insert(table);
         Some(table)
+    }
+}
+
+impl Note {
+    fn of(listener: &ListenerId, why: std::fmt::Arguments<'_>) -> Self {
+        Self { vip: listener.vip, text: format!("{listener} {why}") }
     }
 }
 

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use metal_lb::desired::{Desired, ListenerId, Mac, Timeouts};
 use metal_lb::observed::{Observed, ObservedTarget};
 use metal_lb::plan::fake::Fake;
-use metal_lb::plan::{Backend, Step, plan_all};
+use metal_lb::plan::{Backend, MAX_VIPS, Step, plan_all};
 use metal_lb_api::NatProtocol;
 use plans::{any_desired, apply_all, listener, plans_of, settle, web};
 use proptest::prelude::*;
@@ -142,6 +142,26 @@ fn when_ids_run_out_the_plan_says_which_target_it_leaves_out() {
     let text = plan.to_string();
     assert!(text.contains("target 77 = node-1"), "{text}");
     assert!(text.contains("leaves out node-2: all 65536 targets are in use"), "{text}");
+}
+
+#[test]
+fn when_addresses_run_out_the_plan_leaves_one_out_and_the_others_go_on() {
+    let other = |n: u32| Ipv4Addr::from_bits(0x0a00_0000 + n);
+    let vips: BTreeMap<Ipv4Addr, bool> = (0..MAX_VIPS).map(|n| (other(n), true)).collect();
+    let full = Observed::new(None, vips.clone(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut fake = Fake { state: full, ..Fake::default() };
+    let mut wish = web(&[("node-1", 1)]);
+    wish.vips.extend(vips);
+    let plan = metal_lb::plan::plan(Ipv4Addr::new(172, 30, 0, 200), &wish, &fake.state);
+    assert_eq!(
+        plan.to_string(),
+        "note: TCP 172.30.0.200:80 is not programmed: all 4096 addresses are in use\n"
+    );
+    settle(&mut fake, &wish);
+    wish.vips.remove(&other(7));
+    settle(&mut fake, &wish);
+    settle(&mut fake, &wish);
+    assert_eq!(fake.state.vips, wish.vips, "there is room again");
 }
 
 proptest! {

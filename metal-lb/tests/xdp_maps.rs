@@ -6,14 +6,15 @@ mod support;
 
 use libbpf_rs::btf::types::Struct;
 use libbpf_rs::btf::{Btf, BtfType, HasSize};
-use metal_lb::desired::Desired;
+use metal_lb::desired::{Desired, ListenerId};
 use metal_lb::observed::Observed;
-use metal_lb::plan::Backend;
 use metal_lb::plan::fake::Fake;
+use metal_lb::plan::{Backend, plan_all};
 use metal_lb::xdp::{layout, object};
+use metal_lb_api::NatProtocol;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use support::plans::{any_desired, next_plan, settle};
+use support::plans::{self, any_desired, next_plan, settle};
 use support::*;
 
 #[test]
@@ -114,4 +115,22 @@ fn a_step_that_is_taken_twice_is_no_error() {
             }
         }
     }
+}
+
+#[test]
+fn more_tables_are_swapped_together_than_a_process_may_have_files() {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 400, limit.1).unwrap();
+    let one = desired(true, 2);
+    let listener = one.listeners.values().next().unwrap();
+    let mut wish = one.clone();
+    wish.listeners = (1..=500u16)
+        .map(|port| (ListenerId { vip: VIP, protocol: NatProtocol::Tcp, port }, listener.clone()))
+        .collect();
+    let mut bench = Bench::new();
+    let plan = plan_all([VIP], &wish, &bench.backend.observe().unwrap());
+    let applied = plans::apply_all(&mut bench.backend, &plan);
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, limit.0, limit.1).unwrap();
+    applied.unwrap();
+    assert_eq!(bench.entries("listeners"), 500);
 }

@@ -2,14 +2,16 @@
 //! authenticated by the tier's key.
 //!
 //! ```text
-//! JSON {"host","boot","sequence","generation","owned"} ‖ HMAC-SHA256 (RFC 2104) of it
+//! JSON {"host","boot","sequence","generation","owned":[claimed, resumed]} ‖ HMAC-SHA256 (RFC 2104) of it
 //! ```
+//!
+//! Addresses travel as numbers, so that one datagram holds as many as a host can serve.
 
 use metal_lb_api::{Generation, MemberKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::Claims;
+use super::{Claims, RESUMED};
 
 const TAG: usize = 32;
 const BLOCK: usize = 64;
@@ -23,7 +25,30 @@ pub struct Hello {
     pub sequence: u64,
     /// Of the document that is programmed.
     pub generation: Generation,
+    /// The numbers of claims stay at home: peers learn which are [`RESUMED`], and 1 for the others.
+    #[serde(with = "addresses")]
     pub owned: Claims,
+}
+
+mod addresses {
+    use std::net::Ipv4Addr;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Claims, RESUMED};
+
+    pub(super) fn serialize<S: Serializer>(claims: &Claims, serializer: S) -> Result<S::Ok, S::Error> {
+        let (resumed, claimed): (Vec<_>, Vec<_>) = claims.iter().partition(|(_, claim)| **claim == RESUMED);
+        let numbers =
+            |of: Vec<(&Ipv4Addr, &u64)>| of.iter().map(|(vip, _)| vip.to_bits()).collect::<Vec<u32>>();
+        (numbers(claimed), numbers(resumed)).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Claims, D::Error> {
+        let (claimed, resumed) = <(Vec<u32>, Vec<u32>)>::deserialize(deserializer)?;
+        let of = |numbers: Vec<u32>, claim| numbers.into_iter().map(move |n| (Ipv4Addr::from_bits(n), claim));
+        Ok(of(claimed, 1).chain(of(resumed, RESUMED)).collect())
+    }
 }
 
 impl Hello {
@@ -75,7 +100,8 @@ mod tests {
     #[test]
     fn only_a_holder_of_the_key_is_heard() {
         let (key, other) = (MemberKey::new([7; 32]), MemberKey::new([8; 32]));
-        let owned = [(std::net::Ipv4Addr::new(10, 0, 0, 1), 3)].into();
+        let address = |n| std::net::Ipv4Addr::new(10, 0, 0, n);
+        let owned = [(address(1), 1), (address(2), RESUMED)].into();
         let generation = Generation { term: 1, counter: 7 };
         let hello = Hello { host: "lb-1".into(), boot: 1, sequence: 2, generation, owned };
         let sealed = hello.seal(&key);
@@ -85,5 +111,15 @@ mod tests {
         damaged[10] ^= 1;
         assert_eq!(Hello::open(&damaged, &key), None);
         assert_eq!(Hello::open(&sealed[..10], &key), None);
+    }
+
+    #[test]
+    fn all_addresses_that_a_host_can_serve_fit_into_one_datagram() {
+        let addresses = (0..crate::plan::MAX_VIPS).map(|n| std::net::Ipv4Addr::from_bits(u32::MAX - n));
+        let owned = addresses.map(|vip| (vip, u64::MAX)).collect();
+        let generation = Generation { term: u64::MAX, counter: u64::MAX };
+        let hello = Hello { host: "h".repeat(253), boot: u64::MAX, sequence: u64::MAX, generation, owned };
+        // The largest UDP payload over IPv4.
+        assert!(hello.seal(&MemberKey::new([7; 32])).len() <= 65_507);
     }
 }

@@ -73,6 +73,8 @@ pub struct Members {
 struct Peer {
     answered: Option<Duration>,
     control_seen: Option<Duration>,
+    /// Of the document that its program serves, as it answered.
+    serves: Generation,
     /// Its last hello, and when that was; nothing from before it was lost.
     said: Option<(Generation, Claims)>,
     said_at: Duration,
@@ -116,9 +118,11 @@ impl Members {
         }
     }
 
-    /// The peer's XDP program answered a probe; its control process last beat `age` before.
-    pub fn on_answer(&mut self, peer: &str, age: Duration, now: Duration) {
+    /// The peer's XDP program answered a probe; its control process last beat `age` before. A host
+    /// that was taken out of the tier hears no hellos, but this: that the others serve a newer document.
+    pub fn on_answer(&mut self, peer: &str, age: Duration, serves: Generation, now: Duration) {
         if let Some(peer) = self.peers.get_mut(peer) {
+            peer.serves = serves;
             peer.answered = Some(now);
             peer.control_seen = peer.control_seen.max(now.checked_sub(age));
         }
@@ -204,7 +208,7 @@ impl Members {
 
     fn generation_of(&self, host: &str) -> Generation {
         match self.peers.get(host) {
-            Some(peer) => peer.said.as_ref().map_or(Generation::default(), |(generation, _)| *generation),
+            Some(peer) => peer.said.as_ref().map_or(peer.serves, |(said, _)| peer.serves.max(*said)),
             None => self.generation,
         }
     }

@@ -119,20 +119,20 @@ impl Tier {
                 said.insert(name.clone(), (host.generation, host.told.clone()));
             }
         }
-        let ages: Vec<(String, Duration)> = self
+        let answers: Vec<(String, Duration, Generation)> = self
             .hosts
             .iter()
             .filter(|(_, h)| h.link)
-            .map(|(n, h)| (n.clone(), now - h.last_heartbeat))
+            .map(|(n, h)| (n.clone(), now - h.last_heartbeat, h.generation))
             .collect();
         for (name, host) in &mut self.hosts {
             let Some(members) = &mut host.members else { continue };
-            for (peer, age) in ages.iter().filter(|(p, _)| p != name && host.link) {
+            for (peer, age, serves) in answers.iter().filter(|(p, ..)| p != name && host.link) {
                 if self.apart.contains(name) != self.apart.contains(peer) {
                     continue;
                 }
                 if !self.unanswered.contains(name) {
-                    members.on_answer(peer, *age, now);
+                    members.on_answer(peer, *age, *serves, now);
                 }
                 if let Some((generation, claims)) = said.get(peer) {
                     members.on_hello(peer, *generation, claims.clone(), now);
@@ -266,6 +266,23 @@ fn a_host_that_misses_newer_documents_gets_nothing_new_and_in_the_end_owns_nothi
 }
 
 #[test]
+fn a_host_that_was_taken_out_of_the_tier_hears_it_from_the_others_programs() {
+    let vip = Ipv4Addr::new(10, 0, 0, 1);
+    let at = Duration::from_millis;
+    let mut members = Members::new("lb-2", [vip].into(), at(0));
+    let hosts = ["lb-1", "lb-2"].map(String::from).into();
+    members.set_document(generation(1), [vip].into(), &hosts, at(0));
+    members.on_hello("lb-1", generation(1), Claims::new(), at(0));
+    for now in (0..12_000).step_by(50).map(at) {
+        // No hello any more: the others do not know this host.
+        members.on_answer("lb-1", at(0), generation(2), now);
+        members.decide(now);
+        assert!(now > LEFT_BEHIND || members.mine().contains_key(&vip), "at {now:?}");
+    }
+    assert!(members.mine().is_empty(), "the host serves a document that holds no more");
+}
+
+#[test]
 fn documents_that_arrive_a_moment_apart_move_nothing_and_spread_what_is_new() {
     let mut tier = Tier::settled(2, 10);
     let before = tier.snapshot();
@@ -299,7 +316,7 @@ fn a_process_that_did_not_run_for_a_while_does_not_take_that_for_silence() {
         let mut members = Members::new("lb-1", BTreeSet::new(), Duration::ZERO);
         let hosts = ["lb-1", "lb-2"].map(String::from).into();
         members.set_document(generation(1), [vip].into(), &hosts, at(0));
-        members.on_answer("lb-2", at(0), at(50));
+        members.on_answer("lb-2", at(0), generation(1), at(50));
         members.on_hello("lb-2", generation(1), [(vip, 1)].into(), at(50));
         let mut owner = |now: u64| members.decide(at(now))[&vip].owner.clone().unwrap_or_default();
         assert_eq!(owner(100), "lb-2");
@@ -318,7 +335,7 @@ fn what_was_heard_on_waking_up_is_not_believed_for_longer_than_usual() {
     let mut members = Members::new("lb-1", BTreeSet::new(), Duration::ZERO);
     let hosts = ["lb-1", "lb-2"].map(String::from).into();
     members.set_document(generation(1), [vip].into(), &hosts, at(0));
-    members.on_answer("lb-2", at(0), at(60_000));
+    members.on_answer("lb-2", at(0), generation(1), at(60_000));
     members.on_hello("lb-2", generation(1), [(vip, 1)].into(), at(60_000));
     let mut owner = |now: u64| members.decide(at(now))[&vip].owner.clone().unwrap_or_default();
     assert!((60_000..=60_350).step_by(50).all(|now| owner(now) == "lb-2"));
@@ -332,13 +349,13 @@ fn only_a_live_host_counts() {
     members.set_document(generation(1), BTreeSet::new(), &hosts, Duration::ZERO);
     let is_live = |members: &Members, now| members.peers(now).next() == Some(("lb-2", true));
     let at = Duration::from_millis;
-    members.on_answer("lb-2", at(100), at(1000));
-    members.on_answer("lb-9", at(100), at(1000));
+    members.on_answer("lb-2", at(100), generation(1), at(1000));
+    members.on_answer("lb-9", at(100), generation(1), at(1000));
     assert!(is_live(&members, at(1350)));
     assert!(!is_live(&members, at(1351)), "three probes unanswered");
-    members.on_answer("lb-2", at(10_001), at(20_000));
+    members.on_answer("lb-2", at(10_001), generation(1), at(20_000));
     assert!(!is_live(&members, at(20_000)), "nobody controls it");
-    members.on_answer("lb-2", at(u64::from(u32::MAX)), at(20_000));
+    members.on_answer("lb-2", at(u64::from(u32::MAX)), generation(1), at(20_000));
     assert!(!is_live(&members, at(20_000)), "nobody ever has");
 }
 

@@ -26,7 +26,7 @@ const LIFE_ENDS: Duration = Duration::from_secs(5);
 /// What was heard of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
-    Answer { peer: String, age: Duration },
+    Answer { peer: String, age: Duration, serves: Generation },
     Hello { peer: String, generation: Generation, owned: Claims },
 }
 
@@ -160,7 +160,10 @@ impl Speaker<'_> {
             let message = &buffer[..length];
             let event = match Probe::from_bytes(message).filter(|p| p.magic == PROBE_MAGIC.to_be()) {
                 Some(probe) if probe.kind == PROBE_REQUEST.to_be() => {
-                    self.answer(&probe, from).await;
+                    // Over IPv4 the program answers, or the host cannot serve.
+                    if from.is_ipv6() {
+                        self.answer(&probe, from).await;
+                    }
                     None
                 }
                 Some(probe) => self.answered(peer, &probe),
@@ -173,7 +176,7 @@ impl Speaker<'_> {
         }
     }
 
-    /// The program answers probes as a rule. It passes up what it cannot serve: those over IPv6.
+    /// In the place of the program, which passes up probes over IPv6.
     async fn answer(&self, request: &Probe, from: SocketAddr) {
         let answer = Probe { kind: PROBE_ANSWER.to_be(), control_age_ms: 0, ..*request };
         if let Err(error) = self.socket.send_to(answer.as_bytes(), from).await {
@@ -188,7 +191,11 @@ impl Speaker<'_> {
             return None;
         }
         let age = Duration::from_millis(u64::from(u32::from_be(probe.control_age_ms)));
-        Some(Heard::Answer { peer: peer.to_owned(), age })
+        let serves = Generation {
+            term: u64::from_be(probe.generation_term),
+            counter: u64::from_be(probe.generation_counter),
+        };
+        Some(Heard::Answer { peer: peer.to_owned(), age, serves })
     }
 
     fn hello(&self, peer: &str, message: &[u8], lives: &mut Lives) -> Option<Heard> {

@@ -1,4 +1,4 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::*;
 
@@ -19,8 +19,12 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Self {
-        let peer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let free = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        Self::set_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    async fn set_at(address: IpAddr) -> Self {
+        let peer = UdpSocket::bind((address, 0)).await.unwrap();
+        let free = UdpSocket::bind((address, 0)).await.unwrap();
         let host = free.local_addr().unwrap();
         drop(free);
         let peers = [(peer.local_addr().unwrap(), PEER.to_owned())].into();
@@ -32,7 +36,7 @@ impl Stage {
     }
 
     /// The next message that `read` makes something of.
-    async fn receive<T>(&self, read: impl Fn(&[u8]) -> Option<T>) -> T {
+    async fn receive<T>(&self, mut read: impl FnMut(&[u8]) -> Option<T>) -> T {
         let mut buffer = [0; 4096];
         let found = async {
             loop {
@@ -73,11 +77,18 @@ impl Drop for Stage {
 }
 
 fn answer(to: &Probe) -> Probe {
-    Probe { kind: PROBE_ANSWER.to_be(), control_age_ms: 40u32.to_be(), ..*to }
+    let Generation { term, counter } = GENERATION;
+    Probe {
+        kind: PROBE_ANSWER.to_be(),
+        control_age_ms: 40u32.to_be(),
+        generation_term: term.to_be(),
+        generation_counter: counter.to_be(),
+        ..*to
+    }
 }
 
 fn hello(host: &str, boot: u64, sequence: u64) -> Hello {
-    let owned = [(Ipv4Addr::new(10, 0, 0, 1), 5)].into();
+    let owned = [(Ipv4Addr::new(10, 0, 0, 1), 1)].into();
     Hello { host: host.into(), boot, sequence, generation: GENERATION, owned }
 }
 
@@ -90,19 +101,29 @@ async fn only_answers_to_recent_probes_are_heard() {
     stage.say(nonce(u64::from_be(probe.nonce) + 1000).as_bytes()).await;
     stage.say(probe.as_bytes()).await;
     stage.say(answer(&stage.probe().await).as_bytes()).await;
-    let expected = Heard::Answer { peer: PEER.into(), age: Duration::from_millis(40) };
+    let expected = Heard::Answer { peer: PEER.into(), age: Duration::from_millis(40), serves: GENERATION };
     assert_eq!(stage.hear().await, expected);
     assert!(stage.heard.try_recv().is_err(), "the others were not heard");
 }
 
 #[tokio::test]
-async fn a_request_that_the_packet_path_passed_up_is_answered() {
-    let stage = Stage::set().await;
-    stage.probe().await;
-    let request = request(77);
-    stage.say(request.as_bytes()).await;
-    let expected = Probe { kind: PROBE_ANSWER.to_be(), ..request };
-    stage.receive(|m| Probe::from_bytes(m).filter(|p| *p == expected)).await;
+async fn a_request_over_ipv6_is_answered_and_one_over_ipv4_is_the_packet_paths() {
+    for (address, answered) in
+        [(IpAddr::from(Ipv6Addr::LOCALHOST), true), (IpAddr::from(Ipv4Addr::LOCALHOST), false)]
+    {
+        let stage = Stage::set_at(address).await;
+        stage.probe().await;
+        let request = request(77);
+        stage.say(request.as_bytes()).await;
+        let mut probes = 0;
+        let answer = Probe { kind: PROBE_ANSWER.to_be(), ..request };
+        let heard = stage.receive(|m| {
+            let probe = Probe::from_bytes(m)?;
+            probes += 1;
+            (probe == answer || probes == 4).then_some(probe)
+        });
+        assert_eq!(heard.await == answer, answered, "{address}");
+    }
 }
 
 #[tokio::test]
@@ -132,7 +153,7 @@ async fn a_hello_is_heard_once_and_only_from_the_peer_that_it_names() {
 async fn what_is_owned_is_told_at_once_and_then_regularly() {
     let stage = Stage::set().await;
     stage.probe().await;
-    let claims = Claims::from([(Ipv4Addr::new(10, 0, 0, 9), 4)]);
+    let claims = Claims::from([(Ipv4Addr::new(10, 0, 0, 9), 1)]);
     stage.standing.send_replace(Standing { generation: Some(GENERATION), claims: claims.clone() });
     let key = MemberKey::new(KEY);
     let first = stage.receive(|m| Hello::open(m, &key)).await;

@@ -10,6 +10,8 @@ pub struct Fake {
     pub state: Observed,
     /// How many more steps are taken before everything fails, as if the process had died.
     pub dies_after: Option<usize>,
+    /// How many batches it was given.
+    pub batches: usize,
 }
 
 impl Backend for Fake {
@@ -18,6 +20,7 @@ impl Backend for Fake {
     }
 
     fn apply(&mut self, batch: &[Step]) -> anyhow::Result<()> {
+        self.batches += 1;
         for step in batch {
             match &mut self.dies_after {
                 Some(0) => bail!("died before: {step}"),

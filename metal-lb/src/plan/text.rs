@@ -15,7 +15,7 @@ impl fmt::Display for Plan {
             }
             batch.iter().try_for_each(|step| writeln!(f, "{step}"))?;
         }
-        self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))
+        self.notes.iter().try_for_each(|note| writeln!(f, "note: {}", note.text))
     }
 }
 

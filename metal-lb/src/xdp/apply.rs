@@ -20,6 +20,9 @@ use crate::plan::{Backend, Member, Step};
 /// which a target that left its table is forgotten.
 const LEAST_REST: u64 = 600;
 
+/// Each table that waits for its swap takes a descriptor and 128 kB.
+const SWAPS_AT_ONCE: usize = 256;
+
 /// The packet path of one interface.
 #[derive(Debug)]
 pub struct XdpBackend {
@@ -102,18 +105,21 @@ impl XdpBackend {
 
     fn swap(&self, steps: &[Step]) -> anyhow::Result<()> {
         let mut places = Places::default();
-        let tables = steps.iter().filter_map(|step| {
-            let Step::SwapTable { table, listener, members, seed, fingerprint, .. } = step else {
-                return None;
-            };
-            let label = TableLabel {
-                listener: key_of(listener),
-                fingerprint_high: (fingerprint >> 32) as u32,
-                fingerprint_low: *fingerprint as u32,
-            };
-            Some((*table, places.slots_of(members, *seed), label))
-        });
-        self.maps.swap_tables(&tables.collect::<Vec<_>>())
+        for steps in steps.chunks(SWAPS_AT_ONCE) {
+            let tables = steps.iter().filter_map(|step| {
+                let Step::SwapTable { table, listener, members, seed, fingerprint, .. } = step else {
+                    return None;
+                };
+                let label = TableLabel {
+                    listener: key_of(listener),
+                    fingerprint_high: (fingerprint >> 32) as u32,
+                    fingerprint_low: *fingerprint as u32,
+                };
+                Some((*table, places.slots_of(members, *seed), label))
+            });
+            self.maps.swap_tables(&tables.collect::<Vec<_>>())?;
+        }
+        Ok(())
     }
 
     fn take(&self, step: &Step) -> anyhow::Result<()> {
