@@ -1,5 +1,6 @@
 //! What docs/operations says of flags, metrics and Events is what the programs have: no more, no
-//! less. The pages' tables are read; `--help`, a scrape and the source are the judges.
+//! less. The pages' tables are read; `--help`, a scrape and the source are the judges. And what any
+//! page of the repository refers to is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -93,12 +94,12 @@ fn every_flag_stands_in_the_page_with_its_default_and_no_other_does() -> Result<
     Ok(())
 }
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+fn files_in(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {
-            sources(&path, found)?;
-        } else if path.extension().is_some_and(|e| e == "rs") {
+            files_in(&path, extension, found)?;
+        } else if path.extension().is_some_and(|e| e == extension) {
             found.push(path);
         }
     }
@@ -113,7 +114,7 @@ fn literal(text: &str) -> Option<&str> {
 /// Every reason with the severity of its Event, from the constructors of notes in the source.
 fn reasons_in_the_source() -> Result<BTreeSet<(String, String)>> {
     let mut files = Vec::new();
-    sources(&programs::workspace().join("cloud-controller/src"), &mut files)?;
+    files_in(&programs::workspace().join("cloud-controller/src"), "rs", &mut files)?;
     let mut reasons = BTreeSet::new();
     for file in files {
         let text = fs::read_to_string(&file)?;
@@ -199,5 +200,35 @@ async fn every_metric_stands_in_the_page_and_no_other_does() -> Result<()> {
     let real: BTreeSet<String> = of_packets.filter_map(|l| Some(l.split_once('"')?.0.to_owned())).collect();
     let page = described("metal-lb", "Refused packets")?;
     ensure!(!real.is_empty() && real == page, "scraped: {real:?}, page: {page:?}");
+    Ok(())
+}
+
+/// Folders whose names begin the paths that pages write in backticks.
+const FOLDERS: [&str; 6] = ["deploy", "docs", "terraform", "tests", "scripts", "crates"];
+
+#[test]
+fn every_link_and_every_path_in_a_page_leads_somewhere() -> Result<()> {
+    let root = programs::workspace();
+    let mut pages: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md"].map(|page| root.join(page)).into();
+    for folder in FOLDERS.into_iter().chain(PROGRAMS) {
+        files_in(&root.join(folder), "md", &mut pages)?;
+    }
+    let mut followed = 0;
+    for page in &pages {
+        let (text, folder) = (fs::read_to_string(page)?, page.parent().context("a page lies in a folder")?);
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        for link in links.filter(|link| !link.is_empty() && !link.contains("://")) {
+            ensure!(folder.join(link).exists(), "{} links to {link}", page.display());
+            followed += 1;
+        }
+        let words = text.split('`').skip(1).step_by(2).filter(|code| !code.contains('\n'));
+        for path in words.filter(|code| !code.contains(['*', ' ', '<', ':'])) {
+            let ours = path.split_once('/').is_some_and(|(first, _)| FOLDERS.contains(&first));
+            let there = root.join(path).exists() || folder.join(path).exists();
+            ensure!(!ours || there, "{} speaks of {path}", page.display());
+            followed += usize::from(ours);
+        }
+    }
+    ensure!(followed > 30, "only {followed} links and paths were found");
     Ok(())
 }
