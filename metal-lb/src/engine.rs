@@ -27,6 +27,8 @@ const INFORMED_BY: Duration = Duration::from_secs(2);
 /// The first process waits this long for the nodes' link-layer addresses, so that it need not begin
 /// with an empty table.
 const RESOLVED_BY: Duration = Duration::from_millis(300);
+/// Without a decision for so long, the mirror may no longer be what the maps are.
+const ASLEEP: Duration = Duration::from_secs(5);
 /// After the maps refused a step.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -84,6 +86,7 @@ pub struct Engine<B> {
     document_at: Option<Duration>,
     informed: bool,
     changed: bool,
+    settled: Duration,
     retry_at: Option<Duration>,
 }
 
@@ -109,6 +112,7 @@ impl<B: Backend> Engine<B> {
             document_at: None,
             informed: false,
             changed: true,
+            settled: now,
             retry_at: None,
         })
     }
@@ -167,6 +171,11 @@ impl<B: Backend> Engine<B> {
     /// Decides, plans and applies. To be called after inputs, and every few milliseconds without
     /// any: silence is an event too.
     pub fn settle(&mut self, now: Duration) {
+        if now.saturating_sub(std::mem::replace(&mut self.settled, now)) > ASLEEP {
+            // The packet path gives addresses up by itself when a successor announces them.
+            self.read_back();
+            self.changed = true;
+        }
         let owners = self.members.decide(now);
         let peers = self.members.peers(now).map(|(name, live)| (name.to_owned(), live)).collect();
         if self.config.is_some() && (owners != self.owners || peers != self.peers) {

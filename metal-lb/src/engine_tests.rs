@@ -212,6 +212,14 @@ fn what_somebody_else_changed_is_put_right_by_a_resync() {
 }
 
 #[test]
+fn what_the_packet_path_gave_up_while_the_process_slept_is_noticed() {
+    let mut stage = Stage::serving();
+    stage.backend().state.vips.insert(VIP, false);
+    stage.wait(Duration::from_secs(30));
+    assert_eq!(stage.backend().state.vips, [(VIP, true)].into());
+}
+
+#[test]
 fn targets_that_no_packet_can_name_any_more_are_forgotten_by_a_resync() {
     let mut stage = Stage::serving();
     stage.take([health(2, Verdict::Unhealthy)]);

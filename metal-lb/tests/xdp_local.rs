@@ -56,6 +56,35 @@ fn arp_is_answered_for_owned_addresses_only() {
     assert_eq!(bench.run(&arp_request(VIP, CLIENT)).0, PASS, "another host owns it");
 }
 
+fn announcement(address: Ipv4Addr, operation: u8, mac: Mac) -> Vec<u8> {
+    let head = [&[0xff; 6][..], &mac.0, &[8, 6, 0, 1, 8, 0, 6, 4, 0, operation], &mac.0].concat();
+    [&head[..], &address.octets(), &[0; 6], &address.octets()].concat()
+}
+
+/// Its process is gone, so nobody withdraws what it owned; the successor's announcement does.
+#[test]
+fn a_program_that_nobody_controls_gives_an_address_up_to_its_successor() {
+    let successor = Mac([2, 0, 0, 0, 9, 9]);
+    for operation in [1, 2] {
+        let bench = Bench::programmed(&desired(true, 1));
+        let answers = |bench: &Bench| bench.run(&arp_request(VIP, CLIENT)).0 == TX;
+        bench.beat(Generation { term: 1, counter: 1 });
+        assert_eq!(bench.run(&announcement(VIP, operation, successor)).0, PASS);
+        assert!(answers(&bench), "the process lives: it decides");
+        bench.age("liveness", 9);
+        bench.run(&announcement(VIP, operation, successor));
+        assert!(answers(&bench), "it may be restarting");
+        bench.age("liveness", 2);
+        for mac in [HOST_MAC, successor] {
+            assert!(answers(&bench), "nobody else has it");
+            assert_eq!(bench.run(&announcement(VIP, operation, mac)).0, PASS);
+        }
+        assert!(!answers(&bench));
+        assert_eq!(bench.run(&Frame::tcp(client(1), vip(), SYN).build()).0, DROP);
+        assert_eq!(bench.dropped("not_owner"), 1);
+    }
+}
+
 #[test]
 fn echo_is_answered_for_owned_addresses() {
     let bench = Bench::programmed(&desired(true, 1));
@@ -139,6 +168,18 @@ fn an_icmp_error_goes_to_the_end_that_sent_the_packet() {
     let (verdict, out) = bench.run(&icmp_error(&to_client));
     assert_eq!(verdict, TX);
     assert_eq!(quoted(&out), (to_node.to, *to_node.destination.ip(), to_node.destination, to_node.source));
+}
+
+/// A node refuses so when the Service has no endpoints.
+#[test]
+fn an_icmp_error_about_the_first_packet_reaches_the_client() {
+    let bench = Bench::programmed(&desired(true, 1));
+    for first in [Frame::tcp(client(40_000), vip(), SYN), Frame::udp(client(5000), vip())] {
+        let to_node = forwarded(&bench, first);
+        let (verdict, out) = bench.run(&icmp_error(&to_node));
+        assert_eq!(verdict, TX, "{first:?}");
+        assert_eq!(quoted(&out), (CLIENT_MAC, CLIENT, first.source, vip()));
+    }
 }
 
 #[test]

@@ -4,7 +4,10 @@
 
 mod support;
 
-use libbpf_rs::btf::types::Struct;
+use std::fmt::Write as _;
+
+use libbpf_rs::MapCore as _;
+use libbpf_rs::btf::types::{MemberAttr, Struct};
 use libbpf_rs::btf::{Btf, BtfType, HasSize};
 use metal_lb::desired::{Desired, ListenerId};
 use metal_lb::observed::Observed;
@@ -37,6 +40,51 @@ fn every_shared_struct_has_the_size_that_the_program_knows() {
     for (name, size) in table {
         assert_eq!(struct_size(&btf, name), size, "{name}");
     }
+}
+
+/// A release finds the maps of the one before it: what it would misread must have another version.
+#[test]
+fn maps_of_another_shape_have_another_version() {
+    let object = object::load(None, 4096).unwrap();
+    let btf = object.btf().unwrap().unwrap();
+    let mut shape =
+        format!("a table: {} slots, then its label, {} bytes\n", maglev::TABLE_SLOTS, layout::TABLE_BYTES);
+    let maps = object.maps().filter(|map| !map.name().to_string_lossy().contains(".rodata"));
+    let mut maps: Vec<String> = maps
+        .map(|map| {
+            let (name, key, value) = (map.name().to_string_lossy(), map.key_size(), map.value_size());
+            format!("map {name} {:?} {key} -> {value}\n", map.map_type())
+        })
+        .collect();
+    maps.sort();
+    shape.extend(maps);
+    for name in [
+        "settings",
+        "liveness",
+        "vip",
+        "listener_key",
+        "listener",
+        "target",
+        "flow_key",
+        "flow",
+        "tuple",
+        "connection",
+        "counters",
+    ] {
+        write!(shape, "struct {name}").unwrap();
+        let found: BtfType<'_> = btf.type_by_name(name).unwrap();
+        for member in Struct::try_from(found).unwrap().iter() {
+            let MemberAttr::Normal { offset } = member.attr else { panic!("a bit field in {name}") };
+            write!(shape, " {}@{}", member.name.unwrap().to_string_lossy(), offset / 8).unwrap();
+        }
+        shape.push('\n');
+    }
+    let path = format!("{}/tests/golden/maps-{}.txt", env!("CARGO_MANIFEST_DIR"), object::ABI);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &shape).unwrap();
+    }
+    let known = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(shape, known, "raise object::ABI, and run this with UPDATE_GOLDEN=1 to write {path}");
 }
 
 fn struct_size(btf: &Btf<'_>, name: &str) -> usize {

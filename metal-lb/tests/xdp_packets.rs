@@ -124,6 +124,49 @@ fn a_half_open_flow_on_a_node_that_left_is_tried_on_another() {
     bench.program(&without(2, &syn));
     let again = forwarded(&bench, Frame::tcp(client(40_000), vip(), SYN));
     assert_ne!(again.destination.ip(), syn.destination.ip());
+    let late = answer(&syn, SYN | ACK).build();
+    assert_eq!(bench.run(&late).0, DROP, "the client is the other node's now");
+}
+
+#[test]
+fn a_udp_flow_that_was_tried_on_another_node_stays_there_whatever_comes_late() {
+    let mut bench = Bench::programmed(&desired(true, 2));
+    let first = forwarded(&bench, Frame::udp(client(5000), vip()));
+    bench.program(&without(2, &first));
+    let moved = forwarded(&bench, Frame::udp(client(5000), vip()));
+    assert_ne!(moved.destination.ip(), first.destination.ip());
+    bench.run(&answer(&first, 0).build());
+    assert_eq!(forwarded(&bench, Frame::udp(client(5000), vip())).destination, moved.destination);
+}
+
+#[test]
+fn syns_that_nobody_answers_do_not_keep_a_connection_alive() {
+    let bench = Bench::programmed(&desired(true, 1));
+    establish(&bench, 40_000);
+    for (seconds, half_open) in [(340, 0), (20, 1)] {
+        bench.age("connections", seconds);
+        forwarded(&bench, Frame::tcp(client(40_000), vip(), SYN));
+        assert_eq!(bench.entries("half_open"), half_open, "the last word was {seconds} s before the SYN");
+    }
+}
+
+#[test]
+fn a_flood_of_syns_takes_no_port_for_longer_than_a_handshake_needs() {
+    let bench = Bench::programmed(&desired(true, 1));
+    bench.change_settings(|s| s.ports = 4);
+    let mut taken = BTreeSet::new();
+    for port in 0..100 {
+        let (verdict, out) = bench.run(&Frame::tcp(client(20_000 + port), vip(), SYN).build());
+        if verdict == TX {
+            taken.insert((Frame::parse(&out).source.port(), port));
+        }
+    }
+    assert_eq!(taken.len(), 4);
+    bench.age("half_open", 2);
+    let syn = establish(&bench, 40_000);
+    let robbed = taken.iter().find(|(source, _)| *source == syn.source.port()).unwrap().1;
+    let late = Frame::tcp(client(20_000 + robbed), vip(), ACK).build();
+    assert_eq!(bench.run(&late).0, DROP, "the tuple is another client's now");
 }
 
 #[test]

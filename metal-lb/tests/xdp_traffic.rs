@@ -196,7 +196,7 @@ fn a_restart_keeps_connections_and_loses_no_packet() {
 fn cleanup_detaches_and_removes_every_pin() {
     let world = World::new("cleanup", Mode::Native);
     settle(&mut world.open().0, &world.desired());
-    assert!(world.settings.pins().join("link").exists());
+    assert!(world.settings.folder().join("link-native").exists());
     object::cleanup(&world.settings).unwrap();
     assert!(!world.settings.bpf_dir.join("eth0").exists());
     assert_eq!(world.open().1, Attachment::New, "nothing is attached any more");
@@ -226,6 +226,47 @@ fn an_interface_that_was_made_anew_is_attached_again() {
     assert_eq!(attachment, Attachment::New);
     assert_ne!(backend.mac(), mac);
     assert!(plans::next_plan(&mut backend, &world.desired()).is_none(), "the maps live on");
+}
+
+#[test]
+fn a_name_that_another_interface_has_by_now_is_attached_there() {
+    let world = World::new("renamed", Mode::Native);
+    settle(&mut world.open().0, &world.desired());
+    for command in [
+        "link set eth0 down",
+        "link set eth0 name old",
+        "link add eth0 numrxqueues 1 numtxqueues 1 type veth peer name other numrxqueues 1 numtxqueues 1",
+    ] {
+        world.balancer.ip(command);
+    }
+    assert_eq!(world.open().1, Attachment::New);
+    let is_attached = |interface| world.balancer.output(&format!("link show {interface}")).contains("xdp");
+    assert!(is_attached("eth0") && !is_attached("old"));
+}
+
+#[test]
+fn another_mode_takes_effect_at_a_restart() {
+    let world = World::new("mode", Mode::Native);
+    world.open();
+    let generic = Settings { mode: Mode::Generic, ..world.settings.clone() };
+    world.balancer.run(|| XdpBackend::open(&generic)).unwrap();
+    assert!(world.balancer.output("link show eth0").contains("xdpgeneric"));
+    object::cleanup(&generic).unwrap();
+    assert!(!world.balancer.output("link show eth0").contains("xdp"));
+}
+
+/// Its maps have another shape, so they cannot be taken over; its program can be replaced.
+#[test]
+fn an_older_releases_program_is_replaced_and_its_maps_go() {
+    let world = World::new("upgrade", Mode::Native);
+    settle(&mut world.open().0, &world.desired());
+    let older = world.settings.folder().join("v0");
+    std::fs::rename(world.settings.pins(), &older).unwrap();
+    let (mut backend, attachment) = world.open();
+    assert_eq!(attachment, Attachment::Replaced);
+    assert!(!older.exists());
+    settle(&mut backend, &world.desired());
+    world.with_echo(|| exchange(&mut connect(), b"hello"));
 }
 
 #[test]

@@ -165,6 +165,11 @@ impl Members {
         if slept > ASLEEP {
             self.peers.values_mut().for_each(|peer| peer.was_heard_later(slept, now));
         }
+        if slept > CONTROL_LOST && !self.peers.is_empty() {
+            // Taken for lost meanwhile; who has taken over keeps it.
+            self.mine.values_mut().for_each(|claim| *claim = RESUMED);
+            self.listening_since = now;
+        }
         self.peers.values_mut().for_each(|peer| peer.forget_if_lost(now));
         let live: Vec<String> = self.live(now);
         self.note_newest(&live, now);

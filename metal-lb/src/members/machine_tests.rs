@@ -312,7 +312,8 @@ fn a_host_listens_from_its_first_document_on() {
 fn a_process_that_did_not_run_for_a_while_does_not_take_that_for_silence() {
     let vip = Ipv4Addr::new(10, 0, 0, 1);
     let at = Duration::from_millis;
-    for woken in [5000, 60_000] {
+    // After a long sleep it listens first.
+    for (woken, alone) in [(5000, 350), (60_000, 800)] {
         let mut members = Members::new("lb-1", BTreeSet::new(), Duration::ZERO);
         let hosts = ["lb-1", "lb-2"].map(String::from).into();
         members.set_document(generation(1), [vip].into(), &hosts, at(0));
@@ -324,7 +325,9 @@ fn a_process_that_did_not_run_for_a_while_does_not_take_that_for_silence() {
         for now in (woken + 50..=woken + 300).step_by(50) {
             assert_eq!(owner(now), "lb-2");
         }
-        assert_eq!(owner(woken + 350), "lb-1", "but silence while one listens counts");
+        let later: Vec<String> = (350..=alone).step_by(50).map(|after| owner(woken + after)).collect();
+        assert_eq!(later.last().unwrap(), "lb-1", "but silence while one listens counts: {later:?}");
+        assert!(!later.contains(&"lb-2".to_owned()), "{later:?}");
     }
 }
 
@@ -339,7 +342,25 @@ fn what_was_heard_on_waking_up_is_not_believed_for_longer_than_usual() {
     members.on_hello("lb-2", generation(1), [(vip, 1)].into(), at(60_000));
     let mut owner = |now: u64| members.decide(at(now))[&vip].owner.clone().unwrap_or_default();
     assert!((60_000..=60_350).step_by(50).all(|now| owner(now) == "lb-2"));
-    assert_eq!(owner(60_400), "lb-1");
+    assert_ne!(owner(60_400), "lb-2");
+}
+
+#[test]
+fn a_process_that_slept_for_so_long_that_it_was_replaced_leaves_it_at_that() {
+    let vips: BTreeSet<Ipv4Addr> = (1..=8).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect();
+    let at = Duration::from_millis;
+    let mut members = Members::new("lb-1", BTreeSet::new(), Duration::ZERO);
+    let hosts = ["lb-1", "lb-2"].map(String::from).into();
+    members.set_document(generation(1), vips.clone(), &hosts, at(0));
+    (0..=1000).step_by(50).for_each(|now| drop(members.decide(at(now))));
+    assert_eq!(members.mine().len(), 8, "nobody else is there");
+    let theirs: Claims = vips.iter().map(|vip| (*vip, 1)).collect();
+    for now in (20_000..25_000).step_by(50).map(at) {
+        members.on_answer("lb-2", at(0), generation(1), now);
+        members.decide(now);
+        members.on_hello("lb-2", generation(1), theirs.clone(), now);
+    }
+    assert!(members.mine().is_empty(), "whatever their ranks are: {:?}", members.mine());
 }
 
 #[test]

@@ -15,7 +15,8 @@
 #define CLOSED_NS (10 * SECOND)
 /* A source port rests this long after its connection's last packet, where others can be had. */
 #define REST_NS (120 * SECOND)
-/* And this long if every port that was tried is in use or resting. */
+/* And this long if every port that was tried is in use or resting. A half-open connection that is
+ * silent for longer loses its port then: or a flood of SYNs would hold them all. */
 #define SHORT_REST_NS SECOND
 /* A UDP flow on a target that left its table, and answers no more, moves on. */
 #define UDP_UNANSWERED_NS (5 * SECOND)
@@ -24,14 +25,8 @@
 
 INLINE int is_closed(const struct connection *c)
 {
-	u8 both = STATE_FIN_CLIENT | STATE_FIN_TARGET;
+	u32 both = STATE_FIN_CLIENT | STATE_FIN_TARGET;
 	return (c->state & STATE_RESET) || (c->state & both) == both;
-}
-
-/* Time since `then`. A clock read on another CPU may be a little ahead: that is no time at all. */
-INLINE u64 since(u64 now, u64 then)
-{
-	return (s64)(now - then) > 0 ? now - then : 0;
 }
 
 INLINE int is_alive(const struct connection *c, u64 now)
@@ -98,9 +93,18 @@ INLINE u32 choose_target(u32 index, u64 hash)
 	return table && slot < TABLE_SLOTS ? table->targets[slot] : 0;
 }
 
-/* Takes a source port that no live connection to the target has, and enters the half-open
+INLINE void prefer_longest(const struct connection *c, u64 now, u16 port, u64 *longest, u16 *fallback)
+{
+	u64 rest = since(now, c->seen_ns);
+	if (rest > *longest) {
+		*longest = rest;
+		*fallback = port;
+	}
+}
+
+/* Takes a source port that no established connection to the target has, and enters the half-open
  * connection under it. Tries a few that the flow's hash picks: the first that nobody had lately, else
- * the one that has rested longest. Every flow walks in steps of its own, or flows would pile up behind
+ * the one that has been silent longest. Every flow walks in steps of its own, or flows would pile up behind
  * one another. 0: none. */
 INLINE u16 take_source_port(const struct packet *p, struct tuple *tuple, const struct connection *new, u64 hash)
 {
@@ -120,20 +124,18 @@ INLINE u16 take_source_port(const struct packet *p, struct tuple *tuple, const s
 		tuple->source_port = port;
 		struct connection *c = bpf_map_lookup_elem(&half_open, tuple);
 		if (c) {
-			if (is_half_open_alive(c, p->now))
+			if (is_half_open_alive(c, p->now)) {
+				prefer_longest(c, p->now, port, &longest, &fallback);
 				continue;
+			}
 			bpf_map_delete_elem(&half_open, tuple);
 		}
 		c = bpf_map_lookup_elem(&connections, tuple);
 		if (c) {
-			u64 rest = since(p->now, c->seen_ns);
 			if (!is_closed(c) && is_alive(c, p->now))
 				continue;
-			if (rest < REST_NS) {
-				if (rest > longest) {
-					longest = rest;
-					fallback = port;
-				}
+			if (since(p->now, c->seen_ns) < REST_NS) {
+				prefer_longest(c, p->now, port, &longest, &fallback);
 				continue;
 			}
 			bpf_map_delete_elem(&connections, tuple);
@@ -146,5 +148,6 @@ INLINE u16 take_source_port(const struct packet *p, struct tuple *tuple, const s
 	tuple->source_port = fallback;
 	/* Its flow is void from here on. */
 	bpf_map_delete_elem(&connections, tuple);
+	bpf_map_delete_elem(&half_open, tuple);
 	return bpf_map_update_elem(&half_open, tuple, new, BPF_NOEXIST) == 0 ? fallback : 0;
 }

@@ -42,7 +42,13 @@ INLINE int follow_error(struct packet *p, struct icmp *icmp)
 		.protocol = quoted->protocol,
 	};
 	struct connection *c = bpf_map_lookup_elem(&connections, &tuple);
-	if (c && is_alive(c, p->now))
+	int alive = c && is_alive(c, p->now);
+	if (!alive) {
+		/* The first packet was refused, or found no way. */
+		c = bpf_map_lookup_elem(&half_open, &tuple);
+		alive = c && is_half_open_alive(c, p->now);
+	}
+	if (c && alive)
 		return return_error(p, icmp, quoted, ports, c->client, c->client_port, tuple.vip, c->port,
 				    c->client_mac);
 

@@ -123,12 +123,11 @@ shared! {
         client_port: u16,
         port: u16,
         client_mac: [u8; 6],
-        state: u8,
-        zero: u8,
+        zero: u16,
         target: u32,
         table: u32,
         idle_s: u32,
-        zero2: u32,
+        state: u32,
     }
 
     struct Counters[32] {

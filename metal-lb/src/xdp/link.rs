@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use libbpf_sys::{BPF_XDP, bpf_link_create_opts};
+use libbpf_sys::{BPF_XDP, bpf_link_create_opts, bpf_link_info};
 
 use super::object::Mode;
 
@@ -27,6 +27,20 @@ pub(super) fn attach(program: BorrowedFd<'_>, interface: i32, mode: Mode) -> io:
     let fd =
         unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), interface, BPF_XDP, &raw const options) };
     owned(fd)
+}
+
+/// The index of the interface that a link is on; 0 when it is gone.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn interface_of(link: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: plain data, for which all zeroes are valid.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<bpf_link_info>() as u32;
+    // SAFETY: the descriptor is borrowed, and the kernel writes at most `length` bytes into `info`.
+    done(unsafe { libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &raw mut info, &raw mut length) })?;
+    // SAFETY: the links that are pinned here are XDP's; of another kind's it would be some number.
+    Ok(unsafe { info.__bindgen_anon_1.xdp.ifindex } as i32)
 }
 
 /// Replaces the program behind a link in one go: no packet meets none.

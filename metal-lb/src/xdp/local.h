@@ -8,18 +8,39 @@
 #define ICMP_ECHO_REPLY 0
 #define ICMP_ECHO 8
 
+/* Since the control process last beat; all ones: never, or longer than that. */
+INLINE u32 control_age_ms(const struct liveness *alive)
+{
+	u64 beat = alive->beat_ns;
+	u64 age = since(bpf_ktime_get_ns(), beat) / 1000000;
+	return !beat || age > 0xffffffff ? 0xffffffff : (u32)age;
+}
+
+/* Somebody announces an address that this host owns. The control process decides what to make of
+ * it. If there is none, its successor speaks: two hosts that answer would share the packets. */
+INLINE void hear_announcement(struct vip *vip, const struct arp *arp, const struct settings *host)
+{
+	u32 zero = 0;
+	struct liveness *alive = bpf_map_lookup_elem(&liveness, &zero);
+	if (alive && control_age_ms(alive) > CONTROL_LOST_MS && !is_mac(arp->sender_mac, host->mac))
+		vip->owned = 0;
+}
+
 INLINE int answer_arp(struct eth *eth, void *end)
 {
 	struct arp *arp = (void *)(eth + 1);
-	if ((void *)(arp + 1) > end || arp->operation != ARP_REQUEST || arp->protocol != ETH_IPV4)
+	if ((void *)(arp + 1) > end || arp->protocol != ETH_IPV4)
 		return XDP_PASS;
 	u32 address = arp->target_ip;
 	struct vip *vip = bpf_map_lookup_elem(&vips, &address);
 	const struct settings *host = host_settings();
 	if (!vip || !vip->owned || !host)
 		return XDP_PASS;
-	/* An announcement by somebody else asks nothing; the control process wants to see it. */
-	if (arp->sender_ip == address)
+	if (arp->sender_ip == address) {
+		hear_announcement(vip, arp, host);
+		return XDP_PASS;
+	}
+	if (arp->operation != ARP_REQUEST)
 		return XDP_PASS;
 	static const u8 broadcast[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
 	if (!is_mac(eth->destination, broadcast) && !is_mac(eth->destination, host->mac))
@@ -71,11 +92,8 @@ INLINE int answer_probe(struct packet *p)
 	struct liveness *alive = bpf_map_lookup_elem(&liveness, &zero);
 	if (!alive)
 		return XDP_PASS;
-	u64 beat = alive->beat_ns;
-	u64 now = bpf_ktime_get_ns();
-	u64 age = (s64)(now - beat) > 0 ? (now - beat) / 1000000 : 0;
 	probe->kind = htonl(PROBE_ANSWER);
-	probe->control_age_ms = htonl(!beat || age > 0xffffffff ? 0xffffffff : (u32)age);
+	probe->control_age_ms = htonl(control_age_ms(alive));
 	probe->generation_term = htonll(alive->generation_term);
 	probe->generation_counter = htonll(alive->generation_counter);
 	probe->slot = htonl(p->host->slot);

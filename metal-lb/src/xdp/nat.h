@@ -8,13 +8,14 @@ INLINE int is_syn(const struct packet *p)
 	return p->protocol == IP_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-INLINE void touch(struct connection *c, const struct packet *p, u8 fin)
+INLINE void touch(struct connection *c, const struct packet *p, u32 fin)
 {
 	if (since(p->now, c->seen_ns) > SEEN_STEP_NS)
 		c->seen_ns = p->now;
 	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+		u32 state = (p->tcp_flags & TCP_RST ? STATE_RESET : 0) | (p->tcp_flags & TCP_FIN ? fin : 0);
 		c->seen_ns = p->now;
-		c->state |= (p->tcp_flags & TCP_RST ? STATE_RESET : 0) | (p->tcp_flags & TCP_FIN ? fin : 0);
+		__sync_fetch_and_or(&c->state, state);
 	}
 }
 
@@ -28,19 +29,27 @@ INLINE int to_target(struct packet *p, const struct flow_key *key, u16 source_po
 	return translate(p, key->vip, source_port, target->address, target->port, target->mac);
 }
 
-/* The next packet of a connection. */
+/* The next packet of a connection. A SYN is no sign of life: one that nobody answers may come from a
+ * client that has forgotten the connection, again and again. */
 INLINE int follow(struct packet *p, const struct flow_key *key, const struct flow *flow, struct connection *c,
 		  struct target *target)
 {
-	touch(c, p, STATE_FIN_CLIENT);
+	if (!is_syn(p))
+		touch(c, p, STATE_FIN_CLIENT);
 	if (__builtin_memcmp(c->client_mac, p->eth->source, 6))
 		copy_mac(c->client_mac, p->eth->source);
 	return to_target(p, key, flow->source_port, flow->target, target, flow->table, 0);
 }
 
-/* A new connection: target, source port, half-open entries, first packet. `void_flow`: an earlier
- * connection of the same client and port, which has ended, left its flow behind. */
-INLINE int open_flow(struct packet *p, const struct flow_key *key, int owned, int void_flow)
+/* What an earlier connection of the same client and port has left behind. */
+struct remains {
+	int flow; /* whether its flow is in flows: it would take the next packet */
+	int half_open; /* whether it was half-open, as this tuple: a late answer would bring it back */
+	struct tuple tuple;
+};
+
+/* A new connection: target, source port, half-open entries, first packet. */
+INLINE int open_flow(struct packet *p, const struct flow_key *key, int owned, const struct remains *old)
 {
 	struct listener_key lkey = { .vip = key->vip, .port = key->port, .protocol = key->protocol };
 	struct listener *listener = bpf_map_lookup_elem(&listeners, &lkey);
@@ -68,13 +77,14 @@ INLINE int open_flow(struct packet *p, const struct flow_key *key, int owned, in
 		.idle_s = listener->idle_s,
 	};
 	copy_mac(new.client_mac, p->eth->source);
+	if (old->half_open)
+		bpf_map_delete_elem(&half_open, &old->tuple);
 	flow.source_port = take_source_port(p, &tuple, &new, hash);
 	if (!flow.source_port)
 		return dropped(REASON_NO_SOURCE_PORT);
 	if (bpf_map_update_elem(&half_open_flows, key, &flow, BPF_ANY))
 		return dropped(REASON_TABLE_FULL);
-	/* Or it would take the new connection's next packet. */
-	if (void_flow)
+	if (old->flow)
 		bpf_map_delete_elem(&flows, key);
 	return to_target(p, key, flow.source_port, id, target, table, 1);
 }
@@ -103,6 +113,59 @@ INLINE int takes(const struct connection *c, const struct target *target, const 
 	return 1;
 }
 
+/* Client to VIP, as part of an established connection. -1: there is none that takes it. */
+INLINE int forward_established(struct packet *p, const struct flow_key *key, struct remains *old, u32 *why)
+{
+	struct flow *found = bpf_map_lookup_elem(&flows, key);
+	if (!found)
+		return -1;
+	old->flow = 1;
+	/* Read once: an element that is evicted meanwhile becomes another client's. */
+	struct flow flow = *found;
+	struct tuple tuple;
+	tuple_of(&tuple, key, &flow);
+	struct connection *c = bpf_map_lookup_elem(&connections, &tuple);
+	if (!c || !belongs_to(c, key))
+		return -1;
+	struct target *target = target_of(&flow);
+	int alive = is_alive(c, p->now);
+	if (alive && target && takes(c, target, p))
+		return follow(p, key, &flow, c, target);
+	*why = alive ? REASON_TARGET_GONE : REASON_EXPIRED;
+	return -1;
+}
+
+/* … of a half-open one. */
+INLINE int forward_half_open(struct packet *p, const struct flow_key *key, struct remains *old)
+{
+	struct flow *found = bpf_map_lookup_elem(&half_open_flows, key);
+	if (!found)
+		return -1;
+	struct flow flow = *found;
+	tuple_of(&old->tuple, key, &flow);
+	struct connection *c = bpf_map_lookup_elem(&half_open, &old->tuple);
+	if (!c || !belongs_to(c, key))
+		return -1;
+	old->half_open = 1;
+	if (!is_half_open_alive(c, p->now))
+		return -1;
+	struct target *target = target_of(&flow);
+	if (p->protocol == IP_TCP && !is_syn(p)) {
+		/* The client's answer to the target's: both ends are real. */
+		if (!target)
+			return dropped(REASON_TARGET_GONE);
+		if (!c->replied_ns && !(p->tcp_flags & TCP_RST))
+			return dropped(REASON_NO_CONNECTION);
+		touch(c, p, STATE_FIN_CLIENT);
+		if (c->replied_ns && promote(key, &flow, &old->tuple, c))
+			return dropped(REASON_TABLE_FULL);
+		return to_target(p, key, flow.source_port, flow.target, target, flow.table, 0);
+	}
+	if (target && target->flags & TARGET_IN_TABLE)
+		return follow(p, key, &flow, c, target);
+	return -1;
+}
+
 /* Client to VIP. */
 INLINE int forward(struct packet *p, int owned)
 {
@@ -113,47 +176,20 @@ INLINE int forward(struct packet *p, int owned)
 		.port = p->ports->destination,
 		.protocol = p->protocol,
 	};
-	struct tuple tuple;
+	struct remains old = {};
 	u32 why = REASON_NO_CONNECTION;
 
-	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
-	int void_flow = flow != 0;
-	if (flow) {
-		tuple_of(&tuple, &key, flow);
-		struct connection *c = bpf_map_lookup_elem(&connections, &tuple);
-		if (c && belongs_to(c, &key)) {
-			struct target *target = target_of(flow);
-			int alive = is_alive(c, p->now);
-			if (alive && target && takes(c, target, p))
-				return follow(p, &key, flow, c, target);
-			why = alive ? REASON_TARGET_GONE : REASON_EXPIRED;
-		}
-	}
-
-	flow = bpf_map_lookup_elem(&half_open_flows, &key);
-	if (flow) {
-		tuple_of(&tuple, &key, flow);
-		struct connection *c = bpf_map_lookup_elem(&half_open, &tuple);
-		if (c && belongs_to(c, &key) && is_half_open_alive(c, p->now)) {
-			struct target *target = target_of(flow);
-			if (p->protocol == IP_TCP && !is_syn(p)) {
-				/* The client's answer to the target's: both ends are real. */
-				if (!target)
-					return dropped(REASON_TARGET_GONE);
-				if (!c->replied_ns && !(p->tcp_flags & TCP_RST))
-					return dropped(REASON_NO_CONNECTION);
-				touch(c, p, STATE_FIN_CLIENT);
-				if (c->replied_ns && promote(&key, flow, &tuple, c))
-					return dropped(REASON_TABLE_FULL);
-				return to_target(p, &key, tuple.source_port, flow->target, target, flow->table, 0);
-			}
-			if (target && target->flags & TARGET_IN_TABLE)
-				return follow(p, &key, flow, c, target);
-		}
-	}
+	int verdict = forward_established(p, &key, &old, &why);
+	if (verdict < 0)
+		verdict = forward_half_open(p, &key, &old);
+	/* It may have been promoted on another CPU between the two looks. */
+	if (verdict < 0 && !old.flow && !is_syn(p))
+		verdict = forward_established(p, &key, &old, &why);
+	if (verdict >= 0)
+		return verdict;
 	if (p->protocol == IP_TCP && !is_syn(p))
 		return dropped(why);
-	return open_flow(p, &key, owned, void_flow);
+	return open_flow(p, &key, owned, &old);
 }
 
 INLINE int to_client(struct packet *p, const struct tuple *tuple, struct connection *c)

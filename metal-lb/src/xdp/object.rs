@@ -1,12 +1,17 @@
 //! Loading, pinning and attaching the program.
 //!
-//! Maps and link are pinned, so the packet path outlives the process. A new process takes the pinned
-//! maps over and replaces the program behind the pinned link: no packet is lost. The version of
-//! the maps' shape is part of the path, so that a release with other structs begins with empty maps
-//! instead of misreading the old ones.
+//! ```text
+//! BPF_DIR/INTERFACE/link-native, or link-generic   the program, tied to the interface
+//! BPF_DIR/INTERFACE/v2/flows …                     the maps
+//! ```
+//!
+//! They are pinned, so the packet path outlives the process. A new process takes the pinned maps over
+//! and replaces the program behind the pinned link: no packet is lost. The version of the maps' shape
+//! is part of their path, so that a release with other structs begins with empty maps instead of
+//! misreading the old ones: then all connections end.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -17,8 +22,8 @@ use nix::sys::statfs::{FsType, statfs};
 use super::link;
 use crate::desired::Mac;
 
-/// Changes whenever a struct or a map of the program does.
-const ABI: &str = "v1";
+/// The version of the maps' shape: changes whenever a struct or a map of the program does.
+pub const ABI: &str = "v2";
 /// `BPF_FS_MAGIC` (linux/magic.h)
 const BPF_FS: FsType = FsType(0xcafe_4a11);
 
@@ -55,13 +60,26 @@ pub enum Attachment {
 }
 
 impl Settings {
-    /// The folder of the pinned maps and the link.
+    /// The folder of the pinned maps.
     pub fn pins(&self) -> PathBuf {
-        self.bpf_dir.join(&self.interface).join(ABI)
+        self.folder().join(ABI)
     }
 
-    fn link(&self) -> PathBuf {
-        self.pins().join("link")
+    /// Everything that is pinned for the interface.
+    pub fn folder(&self) -> PathBuf {
+        self.bpf_dir.join(&self.interface)
+    }
+
+    fn link(&self, mode: Mode) -> PathBuf {
+        self.folder().join(match mode {
+            Mode::Native => "link-native",
+            Mode::Generic => "link-generic",
+        })
+    }
+
+    /// The links that are pinned, one at most.
+    fn links(&self) -> impl Iterator<Item = PathBuf> {
+        [Mode::Native, Mode::Generic].map(|mode| self.link(mode)).into_iter().filter(|path| path.exists())
     }
 }
 
@@ -77,30 +95,61 @@ pub fn attach(settings: &Settings) -> anyhow::Result<Attachment> {
     let object = load(Some(&pins), settings.max_connections)?;
     let program = program(&object)?;
 
-    let path = settings.link();
-    if path.exists() {
-        let link = link::open_pinned(&path)
-            .with_context(|| format!("opening the pinned link {}", path.display()))?;
-        match link::update(link.as_fd(), program.as_fd()) {
-            Ok(()) => return Ok(Attachment::Replaced),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOLINK as i32) => {
-                tracing::warn!("the interface was made anew since the program was attached; attaching again");
-                std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-            }
-            Err(error) => return Err(error).context("replacing the program behind the pinned link"),
+    let wanted = settings.link(settings.mode);
+    let mut attachment = Attachment::New;
+    for path in settings.links() {
+        let link = open_link(&path)?;
+        if path == wanted && link::interface_of(link.as_fd()).context("asking the pinned link")? == interface
+        {
+            link::update(link.as_fd(), program.as_fd())
+                .context("replacing the program behind the pinned link")?;
+            attachment = Attachment::Replaced;
+        } else {
+            let link = path.display();
+            tracing::warn!(%link, "the program is attached in another mode, or to another interface; attaching again");
+            detach(&path)?;
         }
     }
-    let link = link::attach(program.as_fd(), interface, settings.mode)
-        .map_err(|error| anyhow::anyhow!("{}: {error}", advice(&error, &settings.interface)))?;
-    link::pin(link.as_fd(), &path).with_context(|| format!("pinning the link at {}", path.display()))?;
-    Ok(Attachment::New)
+    if attachment == Attachment::New {
+        let link = link::attach(program.as_fd(), interface, settings.mode)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", advice(&error, &settings.interface)))?;
+        link::pin(link.as_fd(), &wanted)
+            .with_context(|| format!("pinning the link at {}", wanted.display()))?;
+    }
+    remove_other_versions(settings)?;
+    Ok(attachment)
+}
+
+fn open_link(path: &Path) -> anyhow::Result<OwnedFd> {
+    link::open_pinned(path).with_context(|| format!("opening the pinned link {}", path.display()))
+}
+
+/// Takes the program off before this returns, and forgets the link.
+fn detach(path: &Path) -> anyhow::Result<()> {
+    link::detach(open_link(path)?.as_fd()).with_context(|| format!("detaching {}", path.display()))?;
+    std::fs::remove_file(path).with_context(|| format!("removing {}", path.display()))
+}
+
+/// The maps of releases that shaped them differently: no program uses them any more.
+fn remove_other_versions(settings: &Settings) -> anyhow::Result<()> {
+    let folder = settings.folder();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() && path != settings.pins() {
+            let maps = path.display();
+            tracing::warn!(%maps, "another release left these maps; connections begin anew in this one's");
+            std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// What to do about a refusal to attach.
 fn advice(error: &io::Error, interface: &str) -> String {
     let why = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EBUSY) => format!(
-            "another XDP program is attached; `ip link show {interface}` names it, `ip link set {interface} xdp off` removes it"
+            "another XDP program is attached; `ip link show {interface}` names it, `ip link set {interface} xdp off` \
+             removes it (`metal-lb cleanup` if it is this one, pinned in another --bpf-dir)"
         ),
         Some(Errno::ENOSPC) => "its peer has more transmit queues than it has receive queues; create both ends of a \
              veth with numrxqueues 1 numtxqueues 1"
@@ -122,13 +171,8 @@ fn advice(error: &io::Error, interface: &str) -> String {
 /// # Errors
 /// When a pin cannot be removed.
 pub fn cleanup(settings: &Settings) -> anyhow::Result<()> {
-    let path = settings.link();
-    if path.exists() {
-        let link = link::open_pinned(&path)
-            .with_context(|| format!("opening the pinned link {}", path.display()))?;
-        link::detach(link.as_fd()).with_context(|| format!("detaching from {}", settings.interface))?;
-    }
-    let folder = settings.bpf_dir.join(&settings.interface);
+    settings.links().try_for_each(|path| detach(&path))?;
+    let folder = settings.folder();
     match std::fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing the pins in {}", folder.display()))

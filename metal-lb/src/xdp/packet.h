@@ -16,6 +16,12 @@ struct packet {
 	u8 tcp_flags;
 };
 
+/* Time since `then`. A clock read on another CPU may be a little ahead: that is no time at all. */
+INLINE u64 since(u64 now, u64 then)
+{
+	return (s64)(now - then) > 0 ? now - then : 0;
+}
+
 INLINE int to_frame(struct packet *p, const u8 *mac)
 {
 	copy_mac(p->eth->destination, mac);

@@ -49,6 +49,10 @@ struct settings {
 	u32 zero;
 };
 
+/* A control process that is silent for longer has not just been restarted: its peers take over what
+ * it owned (members/machine.rs). */
+#define CONTROL_LOST_MS 10000
+
 /* Signs of life of the control process. One element. */
 struct liveness {
 	u64 beat_ns; /* CLOCK_MONOTONIC; 0: never */
@@ -131,12 +135,11 @@ struct connection {
 	u16 client_port;
 	u16 port;
 	u8 client_mac[6]; /* replies go to whoever sent */
-	u8 state;
-	u8 zero;
+	u16 zero;
 	u32 target; /* id */
 	u32 table;
 	u32 idle_s;
-	u32 zero2;
+	u32 state; /* both directions add to it, on two CPUs */
 };
 
 struct counters {

@@ -89,13 +89,16 @@ impl Host {
     }
 
     pub fn mac(&self) -> Mac {
-        let text = self.run(|| {
-            let out = Command::new("ip").args(["-o", "link", "show", "eth0"]).output().unwrap();
-            String::from_utf8(out.stdout).unwrap()
-        });
+        let text = self.output("link show eth0");
         let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
         let bytes: Vec<u8> = mac.split(':').map(|b| u8::from_str_radix(b, 16).unwrap()).collect();
         Mac(bytes.try_into().unwrap())
+    }
+
+    /// What `ip` prints, without line breaks.
+    pub fn output(&self, arguments: &str) -> String {
+        let ip = ["-n", &self.namespace, "-o"].into_iter().chain(arguments.split(' '));
+        String::from_utf8(Command::new("ip").args(ip).output().unwrap().stdout).unwrap()
     }
 
     pub fn ip(&self, arguments: &str) {
