@@ -24,8 +24,8 @@ pub struct Desired {
     /// Makes tables and flow hashes unpredictable to outsiders. Every host of the tier derives the
     /// same one from the document (for instance from its member key).
     pub seed: u64,
-    /// The address at which liveness probes are answered; none are without it.
-    pub probe_address: Option<Ipv4Addr>,
+    /// Where liveness probes are answered; none are without it.
+    pub probe_address: Option<SocketAddrV4>,
     /// Whether this host owns it: answers ARP and echo requests for it and takes new connections.
     /// Without it only those that exist go on, because a client's neighbour table may name this
     /// host longer than the tier does.

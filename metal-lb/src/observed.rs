@@ -35,7 +35,7 @@ struct Numbers {
 pub struct HostSettings {
     pub slot: u8,
     pub seed: u64,
-    pub probe_address: Option<Ipv4Addr>,
+    pub probe_address: Option<SocketAddrV4>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -145,7 +145,7 @@ fn host_part(inputs: &Inputs<'_>) -> Desired {
     Desired {
         host_slot: own.map_or(0, |h| h.slot),
         seed,
-        probe_address: own.and_then(|h| as_ipv4(h.address.ip())),
+        probe_address: own.and_then(|h| Some(SocketAddrV4::new(as_ipv4(h.address.ip())?, h.address.port()))),
         ..Desired::default()
     }
 }

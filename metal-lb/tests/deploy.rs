@@ -57,10 +57,9 @@ fn the_deployment_starts_the_program_with_arguments_that_it_takes_and_mounts_wha
         .iter()
         .map(|p| p["containerPort"].as_u64().unwrap())
         .collect();
-    assert_eq!(
-        ports,
-        [args.listen.port(), metal_lb::xdp::layout::PROBE_PORT, args.metrics_listen.port()].map(u64::from)
-    );
+    // Where the documents of cloud-controller have the hosts probe one another.
+    let members = 7947;
+    assert_eq!(ports, [args.listen.port(), members, args.metrics_listen.port()].map(u64::from));
     assert_eq!(pod["hostNetwork"], Value::from(true));
 }
 

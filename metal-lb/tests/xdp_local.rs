@@ -129,6 +129,12 @@ fn a_peers_probe_is_answered_with_the_age_of_the_control_process() {
     assert!(u32::from_be_bytes(out[74..78].try_into().unwrap()) < 10_000, "milliseconds since the beat");
     assert_eq!(out[78..82], 1u32.to_be_bytes(), "the slot of the host that answers");
     assert_eq!(bench.run(&probe(2)).0, PASS, "answers go to the socket");
+
+    let mut elsewhere = desired(true, 1);
+    elsewhere.probe_address = Some(SocketAddrV4::new(OWN_ADDRESS, 7000));
+    let mut bench = bench;
+    bench.program(&elsewhere);
+    assert_eq!(bench.run(&frame).0, PASS, "the document says at which port");
 }
 
 /// An ICMP error that quotes a packet, from a router at 172.30.0.1.

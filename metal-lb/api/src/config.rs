@@ -18,7 +18,7 @@ pub const CURRENT_SCHEMA: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub schema: u32,
-    /// The cluster that speaks; part of every stored key, so that a tier can serve several.
+    /// The cluster that speaks. A host obeys one document, and so one cluster so far.
     pub owner: String,
     pub generation: Generation,
     /// Authenticates the hosts to one another. Never shown in state, logs or errors.
@@ -150,6 +150,13 @@ impl Config {
             if host.name.is_empty() || !names.insert(&host.name) {
                 return Err(ConfigError::at(at("name"), format!("{:?} is empty or stands twice", host.name)));
             }
+            let ip = host.address.ip();
+            if host.address.port() == 0 || !(is_unicast(ip) || ip.is_loopback()) {
+                return Err(ConfigError::at(
+                    at("address"),
+                    format!("{} is not an address and port at which a host can be reached", host.address),
+                ));
+            }
             if host.slot >= Host::SLOTS {
                 return Err(ConfigError::at(
                     at("slot"),
@@ -182,6 +189,12 @@ impl Config {
                     "needs one address per family, at least one",
                 ));
             }
+            if let Some(j) = node.addresses.iter().position(|a| !is_unicast(*a)) {
+                return Err(ConfigError::at(
+                    format!("nodes[{i}].addresses[{j}]"),
+                    format!("{} is not a unicast address", node.addresses[j]),
+                ));
+            }
         }
         let mut sets = BTreeSet::new();
         for (i, set) in self.node_sets.iter().enumerate() {
@@ -205,11 +218,17 @@ impl Config {
 
     fn check_listeners(&self) -> Result<(), ConfigError> {
         let sets: BTreeSet<&str> = self.node_sets.iter().map(|s| s.name.as_str()).collect();
-        let mut keys = BTreeMap::new();
+        let (mut keys, taken) = (BTreeMap::new(), self.addresses_of_machines());
         for (i, listener) in self.listeners.iter().enumerate() {
             let at = |field: &str| format!("listeners[{i}].{field}");
-            if listener.vip.is_unspecified() || listener.vip.is_multicast() || listener.vip.is_loopback() {
+            if !is_unicast(listener.vip) {
                 return Err(ConfigError::at(at("vip"), format!("{} is not a unicast address", listener.vip)));
+            }
+            if let Some(machine) = taken.get(&listener.vip) {
+                return Err(ConfigError::at(
+                    at("vip"),
+                    format!("{} is the address of {machine}, which would be cut off", listener.vip),
+                ));
             }
             for (field, port) in [
                 ("port", listener.port),
@@ -220,10 +239,11 @@ impl Config {
                     return Err(ConfigError::at(at(field), "0 is not a port"));
                 }
             }
-            if !listener.health.path.starts_with('/') {
+            let path = &listener.health.path;
+            if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
                 return Err(ConfigError::at(
                     at("health.path"),
-                    format!("{:?} must begin with /", listener.health.path),
+                    format!("{path:?} must begin with / and have no spaces; percent-encode others"),
                 ));
             }
             if !sets.contains(listener.node_set.as_str()) {
@@ -241,6 +261,19 @@ impl Config {
         }
         Ok(())
     }
+
+    /// Where hosts and nodes are themselves.
+    fn addresses_of_machines(&self) -> BTreeMap<IpAddr, String> {
+        let hosts = self.hosts.iter().map(|h| (h.address.ip(), format!("host {:?}", h.name)));
+        let nodes = self.nodes.iter();
+        let nodes = nodes.flat_map(|n| n.addresses.iter().map(|a| (*a, format!("node {:?}", n.name))));
+        hosts.chain(nodes).collect()
+    }
+}
+
+fn is_unicast(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(ip) if ip.is_broadcast());
+    !(address.is_unspecified() || address.is_multicast() || address.is_loopback() || is_broadcast)
 }
 
 impl Host {
@@ -360,14 +393,21 @@ mod tests {
             (|j| j["owner"] = "".into(), "owner"),
             (|j| j["member_key"] = "zz".into(), "member_key"),
             (|j| j["hosts"][0]["slot"] = 8.into(), "hosts[0].slot"),
+            (|j| j["hosts"][0]["address"] = "0.0.0.0:7947".into(), "hosts[0].address"),
+            (|j| j["hosts"][0]["address"] = "172.30.0.21:0".into(), "hosts[0].address"),
             (|j| j["nodes"][0]["addresses"] = serde_json::json!([]), "nodes[0].addresses"),
+            (|j| j["nodes"][0]["addresses"][0] = "0.0.0.0".into(), "nodes[0].addresses[0]"),
             (|j| j["node_sets"][0]["nodes"][0] = "node-9".into(), "node_sets[0].nodes[0]"),
             (|j| j["listeners"][0]["vip"] = "300.1.1.1".into(), "listeners[0].vip"),
             (|j| j["listeners"][0]["vip"] = "0.0.0.0".into(), "listeners[0].vip"),
+            (|j| j["listeners"][0]["vip"] = "255.255.255.255".into(), "listeners[0].vip"),
+            (|j| j["listeners"][0]["vip"] = "172.30.0.11".into(), "listeners[0].vip"),
+            (|j| j["listeners"][0]["vip"] = "172.30.0.21".into(), "listeners[0].vip"),
             (|j| j["listeners"][0]["port"] = 0.into(), "listeners[0].port"),
             (|j| j["listeners"][0]["protocol"] = "SCTP".into(), "listeners[0].protocol"),
             (|j| j["listeners"][0]["node_set"] = "none".into(), "listeners[0].node_set"),
             (|j| j["listeners"][0]["health"]["path"] = "healthz".into(), "listeners[0].health.path"),
+            (|j| j["listeners"][0]["health"]["path"] = "/a b".into(), "listeners[0].health.path"),
             (|j| j["listeners"][0]["colour"] = "red".into(), "listeners[0].colour"),
             (
                 |j| {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use metal_lb_api::{Host, NatProtocol};
 
 use super::layout::{
-    self, Counters, FIRST_SOURCE_PORT, Listener, ListenerKey, PROBE_PORT, REASONS, Settings, TARGET_HAS_MAC,
+    self, Counters, FIRST_SOURCE_PORT, Listener, ListenerKey, REASONS, Settings, TARGET_HAS_MAC,
     TARGET_IN_TABLE, TableLabel, Target, Vip, address_from_net, address_to_net,
 };
 use super::maps::{Maps, now_ns};
@@ -85,7 +85,10 @@ impl XdpBackend {
         Ok((settings.ports != 0).then(|| HostSettings {
             slot: settings.slot as u8,
             seed: settings.seed,
-            probe_address: (settings.probe_address != 0).then(|| address_from_net(settings.probe_address)),
+            probe_address: (settings.probe_address != 0).then(|| {
+                let port = u16::from_be(settings.probe_port);
+                SocketAddrV4::new(address_from_net(settings.probe_address), port)
+            }),
         }))
     }
 
@@ -215,8 +218,8 @@ fn settings_of(host: &HostSettings, mac: Mac) -> Settings {
     let ports = (u16::MAX - FIRST_SOURCE_PORT + 1) / u16::from(Host::SLOTS);
     Settings {
         seed: host.seed,
-        probe_address: host.probe_address.map_or(0, address_to_net),
-        probe_port: PROBE_PORT.to_be(),
+        probe_address: host.probe_address.map_or(0, |at| address_to_net(*at.ip())),
+        probe_port: host.probe_address.map_or(0, |at| at.port().to_be()),
         first_port: FIRST_SOURCE_PORT + u16::from(host.slot) * ports,
         ports,
         mac: mac.0,

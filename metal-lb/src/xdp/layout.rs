@@ -178,8 +178,6 @@ pub const TARGET_HAS_MAC: u8 = 2;
 /// The first of all hosts' source ports.
 pub const FIRST_SOURCE_PORT: u16 = 16_384;
 
-/// The UDP port of liveness probes.
-pub const PROBE_PORT: u16 = 7947;
 pub const PROBE_MAGIC: u32 = 0x464c_5042;
 pub const PROBE_REQUEST: u32 = 1;
 pub const PROBE_ANSWER: u32 = 2;

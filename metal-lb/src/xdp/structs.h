@@ -41,7 +41,7 @@ enum reason {
 struct settings {
 	u64 seed; /* of flow hashes; the same on every host of the tier */
 	u32 probe_address; /* 0: probes are not answered */
-	u16 probe_port;
+	u16 probe_port; /* at that address */
 	u16 first_port; /* host order: this host's slice of source ports */
 	u16 ports; /* how many, host order; 0: no new connections */
 	u8 mac[6]; /* of the interface: only frames to it are balanced */

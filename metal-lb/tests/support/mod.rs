@@ -113,7 +113,7 @@ pub fn desired(owned: bool, nodes: u8) -> Desired {
     Desired {
         host_slot: 1,
         seed: 7,
-        probe_address: Some(OWN_ADDRESS),
+        probe_address: Some(SocketAddrV4::new(OWN_ADDRESS, 7947)),
         vips: [(VIP, owned)].into(),
         listeners: [(id(NatProtocol::Tcp), listener(30080)), (id(NatProtocol::Udp), listener(30081))].into(),
     }

@@ -24,7 +24,7 @@ pub fn web(nodes: &[(&str, u8)]) -> Desired {
     Desired {
         host_slot: 2,
         seed: 7,
-        probe_address: Some(Ipv4Addr::new(172, 30, 0, 21)),
+        probe_address: Some(SocketAddrV4::new(Ipv4Addr::new(172, 30, 0, 21), 7947)),
         vips: [(vip, true)].into(),
         listeners: [(ListenerId { vip, protocol: NatProtocol::Tcp, port: 80 }, listener)].into(),
     }
