@@ -28,8 +28,8 @@ const ASLEEP: Duration = Duration::from_millis(150);
 const CONTROL_LOST: Duration = Duration::from_secs(10);
 /// A host that starts, or whose link comes back, listens for this long before it claims anything.
 const LISTEN_FIRST: Duration = Duration::from_millis(800);
-/// Hellos can arrive before any probe is answered: ours wait for ARP, which tries again each second.
-/// Until then what they say holds for this long.
+/// To a host that is new here, hellos can come before any probe is answered: ours wait for ARP, which
+/// tries again each second. Until then what they say holds for this long.
 const GREETING: Duration = Duration::from_secs(1);
 /// How long a host may run an older document than another before it is given no more VIPs…
 const CATCH_UP: Duration = Duration::from_secs(1);
@@ -130,8 +130,13 @@ impl Members {
 
     /// The peer's control process says which document it runs and what it owns.
     pub fn on_hello(&mut self, peer: &str, generation: Generation, claims: Claims, now: Duration) {
+        let is_new_here = self.is_new_here(now);
         if let Some(peer) = self.peers.get_mut(peer) {
             peer.control_seen = Some(now);
+            if !peer.is_live(now) && !is_new_here {
+                // Its process speaks and its packet path does not: it cannot serve.
+                return;
+            }
             self.greeted |= peer.said.is_none();
             peer.said = Some((generation, claims));
             peer.said_at = now;
@@ -170,7 +175,8 @@ impl Members {
             self.mine.values_mut().for_each(|claim| *claim = RESUMED);
             self.listening_since = now;
         }
-        self.peers.values_mut().for_each(|peer| peer.forget_if_lost(now));
+        let is_new_here = self.is_new_here(now);
+        self.peers.values_mut().for_each(|peer| peer.forget_if_lost(is_new_here, now));
         let live: Vec<String> = self.live(now);
         self.note_newest(&live, now);
         let unheard = self.unheard(now);
@@ -232,10 +238,15 @@ impl Members {
         live.iter().filter(|h| in_grace || self.generation_of(h) == newest).cloned().collect()
     }
 
+    /// This host has just begun to listen: its own probes may wait for ARP.
+    fn is_new_here(&self, now: Duration) -> bool {
+        now.saturating_sub(self.listening_since) <= CONTROL_LOST
+    }
+
     /// Why nothing may be claimed yet: a peer may own what looks free.
     fn unheard(&self, now: Duration) -> Option<String> {
         let listening = now.saturating_sub(self.listening_since);
-        if self.peers.is_empty() || listening > CONTROL_LOST {
+        if self.peers.is_empty() || !self.is_new_here(now) {
             return None;
         }
         if listening < LISTEN_FIRST {
@@ -293,8 +304,8 @@ impl Peer {
     }
 
     /// What a lost host owned is no longer its own, also when it comes back.
-    fn forget_if_lost(&mut self, now: Duration) {
-        let greets = self.is_greeting() && now.saturating_sub(self.said_at) <= GREETING;
+    fn forget_if_lost(&mut self, we_are_new: bool, now: Duration) {
+        let greets = we_are_new && self.is_greeting() && now.saturating_sub(self.said_at) <= GREETING;
         if !self.is_live(now) && !greets {
             (self.answered, self.said) = (None, None);
         }

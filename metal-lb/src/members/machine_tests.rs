@@ -346,6 +346,23 @@ fn what_was_heard_on_waking_up_is_not_believed_for_longer_than_usual() {
 }
 
 #[test]
+fn a_host_that_speaks_but_whose_packet_path_is_silent_is_lost() {
+    let vip = Ipv4Addr::new(10, 0, 0, 1);
+    let at = Duration::from_millis;
+    let mut members = Members::new("lb-1", BTreeSet::new(), Duration::ZERO);
+    let hosts = ["lb-1", "lb-2"].map(String::from).into();
+    members.set_document(generation(1), [vip].into(), &hosts, at(0));
+    for now in (0..30_000).step_by(50) {
+        if now < 20_000 {
+            members.on_answer("lb-2", at(0), generation(1), at(now));
+        }
+        members.on_hello("lb-2", generation(1), [(vip, 1)].into(), at(now));
+        let owner = members.decide(at(now))[&vip].owner.clone().unwrap();
+        assert_eq!(owner, if now < 20_350 { "lb-2" } else { "lb-1" }, "{now} ms");
+    }
+}
+
+#[test]
 fn a_process_that_slept_for_so_long_that_it_was_replaced_leaves_it_at_that() {
     let vips: BTreeSet<Ipv4Addr> = (1..=8).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect();
     let at = Duration::from_millis;
