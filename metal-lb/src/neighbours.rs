@@ -56,8 +56,8 @@ pub enum NextHop {
 /// Reports whenever something changed. `known`: what an earlier process had programmed.
 ///
 /// # Errors
-/// When no netlink socket can be opened, or the interface is gone or was made anew: the program
-/// has to be attached again.
+/// When no netlink socket can be opened, or the interface is gone, was made anew or has another
+/// link-layer address: the program has to be attached again, or to be told.
 pub async fn run(
     interface: String,
     mut nodes: watch::Receiver<BTreeSet<Ipv4Addr>>,
@@ -69,8 +69,8 @@ pub async fn run(
     let mut connections = JoinSet::new();
     connections.spawn(connection);
     let poker = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.context("opening a UDP socket")?;
-    let (index, _) = link(&handle, &interface).await?;
-    let mut reader = Reader { handle, interface, index, known, routes: BTreeMap::new() };
+    let own = link(&handle, &interface).await?;
+    let mut reader = Reader { handle, interface, own, known, routes: BTreeMap::new() };
     let mut told = None;
     loop {
         let wanted = nodes.borrow_and_update().clone();
@@ -112,7 +112,8 @@ fn is_of_neighbour(event: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
 struct Reader {
     handle: Handle,
     interface: String,
-    index: u32,
+    /// As it was at the start.
+    own: Link,
     known: BTreeMap<Ipv4Addr, Mac>,
     /// As they were when routes last changed.
     routes: BTreeMap<Ipv4Addr, Route>,
@@ -120,9 +121,12 @@ struct Reader {
 
 impl Reader {
     async fn read(&mut self, wanted: &BTreeSet<Ipv4Addr>) -> anyhow::Result<Neighbours> {
-        let (index, carrier) = link(&self.handle, &self.interface).await?;
-        if index != self.index {
+        let Link { index, mac, carrier } = link(&self.handle, &self.interface).await?;
+        if index != self.own.index {
             bail!("{} was made anew; starting again attaches the packet path to it", self.interface);
+        }
+        if mac != self.own.mac {
+            bail!("{} has another link-layer address; starting again announces it", self.interface);
         }
         let table = self.table().await?;
         let mut next_hops = BTreeMap::new();
@@ -161,7 +165,7 @@ impl Reader {
                 entry.header.state,
                 NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None
             );
-            if unresolved || entry.header.ifindex != self.index {
+            if unresolved || entry.header.ifindex != self.own.index {
                 continue;
             }
             let (mut address, mut mac) = (None, None);
@@ -192,7 +196,9 @@ impl Reader {
         }
         match found.header.kind {
             RouteType::Local => Route::Local,
-            RouteType::Unicast if interface == Some(self.index) => Route::OnLink(gateway.unwrap_or(address)),
+            RouteType::Unicast if interface == Some(self.own.index) => {
+                Route::OnLink(gateway.unwrap_or(address))
+            }
             RouteType::Unicast => Route::Elsewhere,
             _ => Route::None,
         }
@@ -209,11 +215,25 @@ enum Route {
     None,
 }
 
-/// The interface's index, and whether it has a link.
-async fn link(handle: &Handle, interface: &str) -> anyhow::Result<(u32, bool)> {
+/// The interface that the packet path is on.
+struct Link {
+    index: u32,
+    mac: Option<Mac>,
+    /// It has a link.
+    carrier: bool,
+}
+
+async fn link(handle: &Handle, interface: &str) -> anyhow::Result<Link> {
     let mut links = handle.link().get().match_name(interface.to_owned()).execute();
-    let link = links.try_next().await.with_context(|| format!("reading the state of {interface}"))?;
-    let link = link.with_context(|| format!("there is no interface {interface}"))?;
-    let carrier = link.attributes.iter().any(|a| matches!(a, LinkAttribute::Carrier(1)));
-    Ok((link.header.index, carrier && link.header.flags.contains(LinkFlags::Up)))
+    let found = links.try_next().await.with_context(|| format!("reading the state of {interface}"))?;
+    let found = found.with_context(|| format!("there is no interface {interface}"))?;
+    let mut link = Link { index: found.header.index, mac: None, carrier: false };
+    for attribute in &found.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
+            LinkAttribute::Carrier(1) => link.carrier = found.header.flags.contains(LinkFlags::Up),
+            _ => {}
+        }
+    }
+    Ok(link)
 }

@@ -116,7 +116,7 @@ fn a_changed_address_is_followed_and_a_forgotten_one_stays() {
 }
 
 #[test]
-fn the_link_is_watched_and_an_interface_made_anew_ends_the_watch() {
+fn the_link_is_watched_and_an_interface_made_anew_or_readdressed_ends_the_watch() {
     let lan = Lan::new("carrier");
     let own = lan.host("lb", OWN);
     on(&own, async || {
@@ -125,11 +125,17 @@ fn the_link_is_watched_and_an_interface_made_anew_ends_the_watch() {
         lan.set_carrier("lb", false);
         watch.until("the link is lost", |now| !now.carrier).await;
         lan.set_carrier("lb", true);
-        watch.until("the link is back", |now| now.carrier).await;
-        own.ip("link del eth0");
-        own.ip("link add eth0 type veth peer name far");
-        let ended = tokio::time::timeout(DEADLINE, watch.task).await.expect("it ends").unwrap();
-        let error = format!("{:#}", ended.unwrap_err());
-        assert!(error.contains("eth0"), "{error}");
+        for changes in [
+            &["link set eth0 address 02:00:00:00:99:01"][..],
+            &["link del eth0", "link add eth0 type veth peer name far"],
+        ] {
+            watch.until("the link is there", |now| now.carrier).await;
+            changes.iter().for_each(|change| own.ip(change));
+            let ended = tokio::time::timeout(DEADLINE, watch.task).await.expect("it ends").unwrap();
+            let error = format!("{:#}", ended.unwrap_err());
+            assert!(error.contains("eth0"), "{error}");
+            watch = Watch::start(&[NODE], &[]);
+        }
+        watch.task.abort();
     });
 }
