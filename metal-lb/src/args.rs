@@ -88,7 +88,8 @@ pub struct RunArgs {
     pub name: String,
     #[command(flatten)]
     pub path: PathArgs,
-    /// Established connections that fit; fixed when the maps are first made.
+    /// Established connections that fit, shared out evenly among the CPUs; fixed when the maps are
+    /// first made.
     #[arg(long, default_value_t = 262_144)]
     pub max_connections: u32,
     /// Where in the kernel the packet path runs: native is in the driver; generic works on any
