@@ -56,7 +56,10 @@ pub async fn serve(
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await?;
+        let slot = tokio::select! {
+            () = cancel.cancelled() => break,
+            slot = Arc::clone(&slots).acquire_owned() => slot?,
+        };
         let stream = tokio::select! {
             () = cancel.cancelled() => break,
             accepted = listener.accept() => match accepted {

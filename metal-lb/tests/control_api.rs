@@ -236,6 +236,18 @@ async fn without_a_certificate_of_the_authority_there_is_nothing_but_an_alert() 
 }
 
 #[tokio::test]
+async fn it_stops_at_once_also_when_silent_clients_hold_every_connection() {
+    let api = Api::start(None).await;
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(tokio::net::TcpStream::connect(api.address).await.unwrap());
+    }
+    // Far less than a handshake may take.
+    api.cancel.cancel();
+    tokio::time::timeout(Duration::from_secs(2), api.task).await.expect("the server stops").unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_renewed_certificate_is_shown_to_the_next_client() {
     let api = Api::start(None).await;
     let shown = async || {
