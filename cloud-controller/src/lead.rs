@@ -21,7 +21,7 @@ use crate::metal::crds::{IPAddressPool, IPAddressPoolStatus};
 use crate::plan::Outcome;
 use crate::providers::{Providers, Work};
 use crate::queue::Queue;
-use crate::run::State;
+use crate::state::State;
 
 /// How many Services of the metal provider are worked on at once; it waits for the API server only.
 const METAL_JOBS: usize = 32;

@@ -16,4 +16,5 @@ pub mod plan_verb;
 pub mod providers;
 pub mod queue;
 pub mod run;
+mod state;
 pub mod status;

@@ -11,26 +11,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use daemon::{Readiness, ReadyToken, Shutdown, Tasks};
+use daemon::{Readiness, Shutdown, Tasks};
 use kube::{Api, Client};
-use kube_watch::{
-    Detail, Listing, Nodes, Options, Source, WatchConfig, WatchMetrics, watch_kind, watch_with,
-};
+use kube_watch::{Detail, Nodes, Options, Source, WatchConfig, WatchMetrics, watch_kind, watch_with};
 use prometheus_client::registry::Registry;
-use service_model::{Change, Kind, World};
 use tokio::sync::{mpsc, watch as watch_channel};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
-use crate::aws;
-use crate::desired::Classes;
 use crate::election::{Election, Role};
 use crate::lead::Lead;
-use crate::metal;
 use crate::metal::crds::IPAddressPool;
 use crate::metal::pools::Pools;
 use crate::metrics::Metrics;
 use crate::providers::Writers;
+use crate::state::{Changes, State};
 
 /// How long everything together may take after the first signal.
 const DRAIN: Duration = Duration::from_secs(12);
@@ -39,34 +34,6 @@ const BEGIN_AGAIN: Duration = Duration::from_secs(2);
 const A_LIFETIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Changes on their way from the watch; more than a burst of kubectl makes.
 const CHANGES: usize = 1024;
-
-/// What a replica knows, leading or not.
-pub(crate) struct State {
-    pub(crate) world: Arc<World>,
-    pub(crate) pools: Pools,
-    pub(crate) classes: Classes,
-    pub(crate) metal: Option<metal::Setup>,
-    pub(crate) aws: Option<aws::Setup>,
-    pub(crate) writers: Writers,
-    pub(crate) metrics: Metrics,
-    pub(crate) changes: Changes,
-    ready: Option<ReadyToken>,
-    world_changed: bool,
-    pools_changed: bool,
-}
-
-/// Where changes come from.
-pub(crate) struct Changes {
-    world: mpsc::Receiver<Change>,
-    pools: mpsc::Receiver<Listing<IPAddressPool>>,
-}
-
-/// One change, and what is behind it in the channels.
-#[expect(clippy::large_enum_variant, reason = "moved once, from the channel into the World")]
-pub(crate) enum Received {
-    World(Change),
-    Pool(Box<Listing<IPAddressPool>>),
-}
 
 /// What every replica watches. EndpointSlices are not among it: targets are NodePorts.
 fn watch_config() -> WatchConfig {
@@ -88,7 +55,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let (metrics, watch_metrics) = (Metrics::register(&mut registry), WatchMetrics::default());
     watch_metrics.register(registry.sub_registry_with_prefix("fairlead_cloud_controller"));
     daemon::metrics::register_process(&mut registry);
-    let routes = daemon::http::standard_routes(readiness.clone(), Arc::new(Mutex::new(registry)));
+    let routes = daemon::routes::standard_routes(readiness.clone(), Arc::new(Mutex::new(registry)));
     let server = daemon::http::Server::bind(metrics_listen, routes).await?;
 
     let mut tasks = Tasks::new(cancel.clone());
@@ -211,60 +178,6 @@ async fn not_leading(role: &mut watch_channel::Receiver<Role>, term: u64, cancel
     if role.wait_for(over).await.is_err() {
         cancel.cancelled().await;
         std::future::pending::<()>().await;
-    }
-}
-
-impl State {
-    /// Whether everything that decisions are made from has been listed in full.
-    pub(crate) fn has_synced(&self) -> bool {
-        self.world.has_synced(&[Kind::Service, Kind::Node])
-            && (self.metal.is_none() || self.pools.has_synced())
-    }
-
-    pub(crate) fn ready(&mut self) {
-        if let Some(token) = self.ready.take() {
-            token.done();
-        }
-    }
-
-    /// Whether the World changed since the last call.
-    pub(crate) fn world_changed(&mut self) -> bool {
-        std::mem::take(&mut self.world_changed)
-    }
-
-    /// Whether the pools changed since the last call.
-    pub(crate) fn pools_changed(&mut self) -> bool {
-        std::mem::take(&mut self.pools_changed)
-    }
-}
-
-impl Changes {
-    /// # Errors
-    /// When a watch ended, which only happens when the program does.
-    pub(crate) async fn receive(&mut self) -> anyhow::Result<Received> {
-        tokio::select! {
-            Some(change) = self.world.recv() => Ok(Received::World(change)),
-            Some(pool) = self.pools.recv() => Ok(Received::Pool(Box::new(pool))),
-            else => anyhow::bail!("the watches ended"),
-        }
-    }
-}
-
-impl Received {
-    /// Applies it, and whatever else has arrived: one look at the World for a whole burst.
-    pub(crate) fn apply(self, state: &mut State) {
-        let mut next = Some(self);
-        while let Some(received) = next {
-            match received {
-                Received::World(change) => {
-                    Arc::make_mut(&mut state.world).apply(change);
-                    state.world_changed = true;
-                }
-                Received::Pool(pool) => state.pools_changed |= state.pools.apply(*pool),
-            }
-            let world = state.changes.world.try_recv().ok().map(Received::World);
-            next = world.or_else(|| state.changes.pools.try_recv().ok().map(|p| Received::Pool(Box::new(p))));
-        }
     }
 }
 

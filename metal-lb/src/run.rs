@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use daemon::http::standard_routes;
+use daemon::routes::standard_routes;
 use daemon::{Readiness, Shutdown, Tasks};
 use metal_lb_api::{CURRENT_SCHEMA, Config, HostState};
 use prometheus_client::registry::Registry;

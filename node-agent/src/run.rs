@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use daemon::http::{serve, standard_routes, text};
+use daemon::http::{serve, text};
+use daemon::routes::standard_routes;
 use daemon::{Readiness, Shutdown, Tasks};
 use hyper::StatusCode;
 use kube_watch::{Detail, Nodes, Options, Source, WatchConfig, WatchMetrics, watch_with};

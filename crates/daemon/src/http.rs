@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,13 +14,10 @@ use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-use crate::{Readiness, metrics};
 
 pub type Response = hyper::Response<Full<Bytes>>;
 pub type Request = hyper::http::request::Parts;
@@ -194,19 +191,6 @@ pub async fn serve(address: SocketAddr, router: Router, cancel: CancellationToke
     Server::bind(address, router).await?.run(cancel).await
 }
 
-/// `/livez`, `/readyz` and `/metrics`.
-pub fn standard_routes(readiness: Readiness, registry: Arc<Mutex<Registry>>) -> Router {
-    Router::new()
-        .get("/livez", |_| text(StatusCode::OK, "ok\n"))
-        .get("/readyz", move |_| match readiness.missing() {
-            missing if missing.is_empty() => text(StatusCode::OK, "ok\n"),
-            missing => {
-                text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", missing.join(", ")))
-            }
-        })
-        .get("/metrics", move |_| metrics::page(&registry))
-}
-
 pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response {
     with_type(status, "text/plain; charset=utf-8", body)
 }
@@ -230,10 +214,15 @@ impl std::fmt::Debug for Router {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use prometheus_client::registry::Registry;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::Readiness;
+    use crate::routes::standard_routes;
 
     const DEADLINE: Duration = Duration::from_secs(10);
 

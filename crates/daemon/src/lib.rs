@@ -4,6 +4,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 mod ready;
+pub mod routes;
 mod shutdown;
 mod tasks;
 

@@ -11,7 +11,7 @@ use service_model::{Change, NodeName};
 use tokio::sync::mpsc::Sender;
 
 use crate::changes::{self, Changes, Convert, Listing, Services, Slices};
-use crate::watch::{Nodes, WatchConfig};
+use crate::config::{Nodes, WatchConfig};
 use crate::wire;
 
 const POLL: Duration = Duration::from_secs(1);

@@ -11,6 +11,7 @@
 
 mod changes;
 mod client;
+mod config;
 mod convert;
 mod dir;
 mod follow;
@@ -25,7 +26,8 @@ mod tests;
 
 pub use changes::Listing;
 pub use client::client;
+pub use config::{Nodes, WatchConfig};
 pub use convert::{Detail, parse_ip};
 pub use dir::read_dir;
 pub use metrics::WatchMetrics;
-pub use watch::{Nodes, Options, ParseSourceError, Source, WatchConfig, watch, watch_kind, watch_with};
+pub use watch::{Options, ParseSourceError, Source, watch, watch_kind, watch_with};

@@ -7,10 +7,11 @@ use std::str::FromStr;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
-use service_model::{Change, Kind, NodeName};
+use service_model::Change;
 use tokio::sync::mpsc::Sender;
 
 use crate::changes::{self, Changes, Convert, Listing};
+use crate::config::{Nodes, WatchConfig};
 use crate::convert::{HEADLESS_LABEL, OTHER_PROXY_LABEL};
 use crate::follow::{Times, follow};
 use crate::metrics::WatchMetrics;
@@ -28,22 +29,6 @@ pub enum Source {
 #[error("{0:?} is not a source: write dir:PATH for a folder of YAML files")]
 pub struct ParseSourceError(pub String);
 
-/// Which Nodes are watched.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Nodes {
-    None,
-    All,
-    One(NodeName),
-}
-
-#[derive(Debug, Clone)]
-pub struct WatchConfig {
-    pub services: bool,
-    pub slices: bool,
-    pub nodes: Nodes,
-    pub detail: Detail,
-}
-
 /// How the API server is watched.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -51,17 +36,6 @@ pub struct Options {
     /// 500 otherwise.
     pub streaming: bool,
     pub metrics: WatchMetrics,
-}
-
-impl WatchConfig {
-    /// The kinds that must have been listed before anything may be decided.
-    pub fn kinds(&self) -> Vec<Kind> {
-        let nodes = self.nodes != Nodes::None;
-        [(self.services, Kind::Service), (self.slices, Kind::EndpointSlice), (nodes, Kind::Node)]
-            .into_iter()
-            .filter_map(|(wanted, kind)| wanted.then_some(kind))
-            .collect()
-    }
 }
 
 /// Sends every change until the receiver is gone. Lost connections are resumed, with a back-off of
