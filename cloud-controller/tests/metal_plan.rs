@@ -223,3 +223,63 @@ fn a_namesake_that_was_created_before_the_deletion_was_noticed_is_another_servic
     cluster.check_settled();
     assert_eq!(cluster.shown(&name("web")), Some("172.30.0.220".parse().unwrap()));
 }
+
+#[test]
+fn an_address_of_a_machine_is_never_given_out_and_costs_no_other_service_anything() {
+    // node-1 is .11, lb-1 and lb-2 are .20 and .21: hosts refuse a document with such a VIP as a whole.
+    let mut cluster = Cluster::new("172.30.0.11-172.30.0.12");
+    let mut asking = web("asking");
+    asking.annotations.insert("fairlead.dev/load-balancer-ips".into(), "172.30.0.11".into());
+    cluster.apply(asking);
+    cluster.apply(web("web"));
+    cluster.settle();
+    assert_eq!(cluster.shown(&name("web")), Some("172.30.0.12".parse().unwrap()));
+    assert_eq!(cluster.recorded(&name("asking")), None);
+    let why = cluster.notes[&name("asking")].last().unwrap().to_string();
+    assert!(why.contains("AddressOfMachine") && why.contains("172.30.0.11 is node node-1's"), "{why}");
+}
+
+#[test]
+fn a_node_that_comes_with_the_address_of_a_service_costs_that_service_alone() {
+    let mut cluster = Cluster::new(POOL);
+    for service in ["a", "b"] {
+        cluster.apply(web(service));
+    }
+    cluster.settle();
+    cluster.set_node("node-2", Some(cluster.shown(&name("a")).unwrap()));
+    cluster.apply(web("c"));
+    cluster.settle();
+    assert!(cluster.shown(&name("c")).is_some(), "others go on");
+    assert_eq!(cluster.notes[&name("a")].last().unwrap().reason, "AddressOfMachine");
+    for restart in [false, true] {
+        if restart {
+            cluster.restart();
+            cluster.settle();
+        }
+        let told = &cluster.hosts["lb-1"].document.as_ref().unwrap().listeners;
+        assert_eq!(told.iter().map(|l| &*l.service).collect::<Vec<_>>(), ["ns/b", "ns/c"]);
+    }
+    cluster.set_node("node-2", None);
+    assert!(cluster.tier.take_due().contains(&name("a")));
+    cluster.settle();
+    cluster.check_settled();
+}
+
+#[test]
+fn a_copied_manifest_with_both_marks_takes_no_address_from_whom_it_is_published() {
+    let mut cluster = Cluster::new(POOL);
+    cluster.apply(web("web"));
+    cluster.settle();
+    let ip = cluster.shown(&name("web"));
+    // kubectl get -o yaml | sed | kubectl apply, while no controller runs; the status is not copied.
+    let mut copy = cluster.service(&name("web")).clone();
+    copy.name = name("a-copy");
+    copy.ingress.clear();
+    cluster.apply(copy);
+    cluster.restart();
+    cluster.settle();
+    assert_eq!(cluster.shown(&name("web")), ip);
+    assert_ne!(cluster.shown(&name("a-copy")), ip);
+    cluster.check_safety();
+    cluster.check_settled();
+}

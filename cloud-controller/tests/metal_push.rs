@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use cloud_controller::election::Role;
 use cloud_controller::metal::client::HostClient;
+use cloud_controller::metal::document::Nodes;
 use cloud_controller::metal::listeners::listeners;
 use cloud_controller::metal::push::{Shared, drive};
 use cloud_controller::metal::tier::Tier;
@@ -57,7 +58,7 @@ impl Controller {
         service.finalizers.push("fairlead.dev/metal".into());
         service.annotations.insert("fairlead.dev/allocated-ips".into(), "172.30.0.200".into());
         self.shared.with(|tier| {
-            tier.adopt_all(&[&service], &[], Vec::new());
+            tier.adopt_all(&[&service], &[], Nodes::default());
             tier.issue();
         });
     }

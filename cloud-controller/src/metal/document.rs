@@ -4,22 +4,33 @@
 //! only being collected: nothing is sent until every recorded Service is in it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use metal_lb_api::{CURRENT_SCHEMA, Config, Generation, Host, Listener, MemberKey, Node, NodeSet};
 use service_model::{ServiceName, World};
 
 use super::listeners::ALL_NODES;
+use super::ranges::is_unicast;
 
 #[derive(Debug, Clone)]
 pub struct Document {
     owner: String,
     member_key: MemberKey,
     hosts: Vec<Host>,
-    nodes: Vec<Node>,
+    nodes: Nodes,
     listeners: BTreeMap<ServiceName, Entry>,
     term: u64,
     generation: Generation,
     issued: bool,
+}
+
+/// What the tier knows of the cluster's nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// Those that may get traffic, by name, with one address per family.
+    pub targets: Vec<Node>,
+    /// Every address of every node, and its name.
+    pub addresses: BTreeMap<IpAddr, String>,
 }
 
 /// A Service's listeners, and the generation since which they are as they are.
@@ -36,7 +47,7 @@ impl Document {
             owner: owner.to_owned(),
             member_key,
             hosts,
-            nodes: Vec::new(),
+            nodes: Nodes::default(),
             listeners: BTreeMap::new(),
             term,
             generation: Generation::default(),
@@ -77,7 +88,7 @@ impl Document {
     }
 
     pub fn has_nodes(&self) -> bool {
-        !self.nodes.is_empty()
+        !self.nodes.targets.is_empty()
     }
 
     /// Puts the Service's listeners in; no change, no generation.
@@ -94,7 +105,15 @@ impl Document {
         if self.listeners.remove(service).is_some() { self.bump() } else { self.generation }
     }
 
-    pub fn set_nodes(&mut self, nodes: Vec<Node>) {
+    /// The addresses that machines have themselves, and whose they are. As a VIP such a one would
+    /// cut its machine off, and hosts refuse the whole document for it.
+    pub fn machines(&self) -> BTreeMap<IpAddr, String> {
+        let nodes = self.nodes.addresses.iter().map(|(ip, name)| (*ip, format!("node {name}")));
+        let hosts = self.hosts.iter().map(|h| (h.address.ip(), format!("balancer host {}", h.name)));
+        nodes.chain(hosts).collect()
+    }
+
+    pub fn set_nodes(&mut self, nodes: Nodes) {
         if self.nodes != nodes {
             self.nodes = nodes;
             self.bump();
@@ -109,23 +128,27 @@ impl Document {
             generation: self.generation,
             member_key: self.member_key.clone(),
             hosts: self.hosts.clone(),
-            nodes: self.nodes.clone(),
+            nodes: self.nodes.targets.clone(),
             node_sets: vec![NodeSet {
                 name: ALL_NODES.to_owned(),
-                nodes: self.nodes.iter().map(|n| n.name.clone()).collect(),
+                nodes: self.nodes.targets.iter().map(|n| n.name.clone()).collect(),
             }],
-            listeners: self.listeners.values().flat_map(|e| &e.listeners).cloned().collect(),
+            listeners: self.sent().map(|(_, listener)| listener.clone()).collect(),
         }
     }
 
     /// The Service that a JSON path such as `listeners[3].vip` speaks of.
     pub fn service_at(&self, path: &str) -> Option<&ServiceName> {
         let index: usize = path.strip_prefix("listeners[")?.split_once(']')?.0.parse().ok()?;
-        let mut seen = 0;
-        self.listeners.iter().find_map(|(service, entry)| {
-            seen += entry.listeners.len();
-            (index < seen).then_some(service)
-        })
+        self.sent().nth(index).map(|(service, _)| service)
+    }
+
+    /// The listeners that hosts are told of. One on a machine's address stays out, so that it costs
+    /// nobody else anything.
+    fn sent(&self) -> impl Iterator<Item = (&ServiceName, &Listener)> {
+        let machines = self.machines();
+        let all = self.listeners.iter().flat_map(|(name, e)| e.listeners.iter().map(move |l| (name, l)));
+        all.filter(move |(_, listener)| !machines.contains_key(&listener.vip))
     }
 
     fn bump(&mut self) -> Generation {
@@ -136,26 +159,35 @@ impl Document {
     }
 }
 
-/// The nodes that may get traffic, by name, with one address per family. A node that is being
-/// removed drains; one that is excluded by label is left out; readiness is the health check's
-/// business (KEP-3458).
-pub fn nodes(world: &World) -> Vec<Node> {
-    let node = |node: &service_model::Node| {
-        let draining = node.is_being_removed();
-        if !draining && !node.is_load_balancer_target() {
-            return None;
+impl Nodes {
+    /// A node that is being removed drains; one that is excluded by label gets no traffic; readiness
+    /// is the health check's business (KEP-3458).
+    pub fn of(world: &World) -> Self {
+        let addresses = |node: &service_model::Node| {
+            let name = node.name.to_string();
+            node.addresses.iter().map(|a| (a.ip, name.clone())).collect::<Vec<_>>()
+        };
+        Self {
+            targets: world.nodes().filter_map(target).collect(),
+            addresses: world.nodes().flat_map(addresses).collect(),
         }
-        let v4 = node.internal_ips().find(std::net::IpAddr::is_ipv4);
-        let v6 = node.internal_ips().find(std::net::IpAddr::is_ipv6);
-        let addresses: Vec<_> = v4.into_iter().chain(v6).collect();
-        (!addresses.is_empty()).then(|| Node {
-            name: node.name.to_string(),
-            addresses,
-            zone: node.zone().map(str::to_owned),
-            draining,
-        })
-    };
-    world.nodes().filter_map(node).collect()
+    }
+}
+
+fn target(node: &service_model::Node) -> Option<Node> {
+    let draining = node.is_being_removed();
+    if !draining && !node.is_load_balancer_target() {
+        return None;
+    }
+    let v4 = node.internal_ips().find(|ip| ip.is_ipv4() && is_unicast(*ip));
+    let v6 = node.internal_ips().find(|ip| ip.is_ipv6() && is_unicast(*ip));
+    let addresses: Vec<_> = v4.into_iter().chain(v6).collect();
+    (!addresses.is_empty()).then(|| Node {
+        name: node.name.to_string(),
+        addresses,
+        zone: node.zone().map(str::to_owned),
+        draining,
+    })
 }
 
 #[cfg(test)]
@@ -222,12 +254,13 @@ mod tests {
             let (name, listeners) = listener(name, port);
             document.put(&name, listeners);
         }
-        document.set_nodes(vec![Node {
+        let node = Node {
             name: "node-1".into(),
             addresses: vec!["10.0.0.11".parse().unwrap()],
             zone: None,
             draining: false,
-        }]);
+        };
+        document.set_nodes(Nodes { targets: vec![node], ..Nodes::default() });
         document.issue(Generation::default());
         let config = document.config();
         assert_eq!(Config::parse(config.to_json().as_bytes()), Ok(config));
@@ -237,13 +270,14 @@ mod tests {
     }
 
     #[test]
-    fn removed_nodes_drain_and_excluded_ones_are_left_out() {
+    fn removed_nodes_drain_and_those_excluded_or_without_an_address_of_use_are_left_out() {
         let mut world = World::default();
         for (name, label, deleting, ip) in [
             ("a", None, false, Some("10.0.0.11")),
             ("b", Some("node.kubernetes.io/exclude-from-external-load-balancers"), false, Some("10.0.0.12")),
             ("c", None, true, Some("10.0.0.13")),
             ("d", None, false, None),
+            ("e", None, false, Some("127.0.0.1")),
         ] {
             let mut node = service_model::Node::new(name.into());
             node.labels = label.map(|l| (l.into(), "".into())).into_iter().collect::<BTreeMap<_, _>>();
@@ -254,7 +288,9 @@ mod tests {
                 .collect();
             world.apply(Change::Apply(Object::Node(node)));
         }
-        let nodes: Vec<(String, bool)> = nodes(&world).into_iter().map(|n| (n.name, n.draining)).collect();
-        assert_eq!(nodes, [("a".to_owned(), false), ("c".to_owned(), true)]);
+        let nodes = Nodes::of(&world);
+        let targets: Vec<(&str, bool)> = nodes.targets.iter().map(|n| (&*n.name, n.draining)).collect();
+        assert_eq!(targets, [("a", false), ("c", true)]);
+        assert_eq!(nodes.addresses.values().map(|n| &**n).collect::<String>(), "abce", "by address");
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! A start has two phases: first every address that is already recorded is adopted, then Services
 //! that ask for an address choose, then the rest: an address that somebody asks for is not given
-//! to others. An address that was freed is
-//! quarantined until the balancers have acknowledged a document without it.
+//! to others. An address that was freed is quarantined until the balancers have acknowledged a
+//! document without it. One that a machine has itself is never given out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,6 +22,8 @@ pub struct Ipam {
     uses: BTreeMap<IpAddr, Use>,
     /// Addresses that Services ask for and do not hold: nobody else gets them by chance.
     asked: BTreeMap<ServiceName, IpAddr>,
+    /// Addresses that nodes and balancer hosts have themselves, and whose they are.
+    machines: BTreeMap<IpAddr, String>,
 }
 
 /// What one Service holds. The UID tells it from a later Service of the same name.
@@ -69,6 +71,8 @@ pub enum IpamError {
     OutsidePool { ip: IpAddr, pool: Box<str> },
     #[error("{ip} is taken by Service {by}")]
     Taken { ip: IpAddr, by: ServiceName },
+    #[error("{ip} is {machine}'s own address, which no Service can have: take it out of the IPAddressPool")]
+    OfMachine { ip: IpAddr, machine: String },
     #[error("{ip} was just given back and is still being withdrawn from the balancers")]
     Quarantined { ip: IpAddr },
 }
@@ -84,6 +88,19 @@ impl Ipam {
     /// Replaces the pools. What is held stays held, also outside of every pool.
     pub fn set_pools(&mut self, pools: impl IntoIterator<Item = Pool>) {
         self.pools = pools.into_iter().map(|p| (p.name.clone(), p)).collect();
+    }
+
+    /// Replaces the addresses that machines have themselves. Answers which are new, or free now.
+    pub fn set_machines(&mut self, machines: BTreeMap<IpAddr, String>) -> BTreeSet<IpAddr> {
+        let before = std::mem::replace(&mut self.machines, machines);
+        let (new, gone) = (self.machines.keys(), before.keys());
+        let new = new.filter(|ip| !before.contains_key(*ip));
+        new.chain(gone.filter(|ip| !self.machines.contains_key(*ip))).copied().collect()
+    }
+
+    /// Whose address it is, if it is a machine's own.
+    pub fn machine_at(&self, ip: IpAddr) -> Option<&str> {
+        self.machines.get(&ip).map(String::as_str)
     }
 
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
@@ -221,6 +238,9 @@ impl Ipam {
                 }
             }
         };
+        if let Some(machine) = self.machines.get(&ip) {
+            return Err(IpamError::OfMachine { ip, machine: machine.clone() });
+        }
         match self.uses.get(&ip) {
             None => Ok(Choice { ip, pool: pool.name.clone() }),
             Some(Use::By(by)) => Err(IpamError::Taken { ip, by: by.clone() }),
@@ -243,7 +263,9 @@ impl Ipam {
         let asked: BTreeSet<IpAddr> =
             self.asked.iter().filter(|(by, _)| **by != service.name).map(|(_, ip)| *ip).collect();
         for pool in pools {
-            let free = |ip: &IpAddr| !self.uses.contains_key(ip) && !asked.contains(ip);
+            let free = |ip: &IpAddr| {
+                !self.uses.contains_key(ip) && !asked.contains(ip) && !self.machines.contains_key(ip)
+            };
             if let Some(ip) = pool.ipv4().find(free) {
                 return Ok(Choice { ip, pool: pool.name.clone() });
             }
@@ -262,6 +284,10 @@ impl Ipam {
         }
         if kept > 0 {
             text += &format!(", {kept} asked for by other Services");
+        }
+        let machines = self.machines.keys().filter(|ip| ip.is_ipv4() && pool.offers(**ip)).count();
+        if machines > 0 {
+            text += &format!(", {machines} of machines");
         }
         text + ")"
     }
@@ -284,6 +310,7 @@ impl IpamError {
             Self::PoolRefuses { .. } | Self::PoolWithoutIpv4 { .. } => "AddressPoolRefused",
             Self::OutsideEveryPool { .. } | Self::OutsidePool { .. } => "AddressOutsidePool",
             Self::Taken { .. } => "AddressTaken",
+            Self::OfMachine { .. } => "AddressOfMachine",
             Self::Quarantined { .. } => "AddressBeingWithdrawn",
         }
     }

@@ -30,6 +30,8 @@ pub struct Observed<'a> {
     pub held: Option<&'a Held>,
     /// A pool that offers the held address; `None` when every pool has dropped it.
     pub pool: Option<&'a str>,
+    /// The node or balancer host that has the held address itself.
+    pub machine: Option<&'a str>,
     /// Whether any node can take traffic.
     pub has_nodes: bool,
     /// Its part of the newest document.
@@ -122,6 +124,12 @@ pub fn serve(
     let ip = match observed.held {
         Some(held) => {
             plan.notes.extend(complaints(held.ip, request, observed.pool));
+            if let Some(machine) = observed.machine {
+                let error = IpamError::OfMachine { ip: held.ip, machine: machine.to_owned() };
+                let message = format!("{error}, and create the Service again");
+                plan.notes.push(Note::warning(error.reason(), message));
+                return plan;
+            }
             held.ip
         }
         None => match offer(request) {

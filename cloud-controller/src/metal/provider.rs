@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::client::HostClient;
 use super::crds::IPAddressPoolStatus;
-use super::document::nodes;
+use super::document::Nodes;
 use super::member_key::member_key;
 use super::plan::Step;
 use super::pool::Pool;
@@ -126,7 +126,7 @@ impl Provider {
     }
 
     pub fn nodes_changed(&self, world: &World) {
-        self.shared.with(|tier| tier.set_nodes(nodes(world)));
+        self.shared.with(|tier| tier.set_nodes(Nodes::of(world)));
     }
 
     pub fn pools_changed(&self, pools: Vec<Pool>) {
@@ -227,5 +227,5 @@ pub fn adopt(tier: &mut Tier, world: &World, classes: &Classes) {
     };
     let serving = by_verdict(|v| v.serve == Some(Who::Metal));
     let leaving = by_verdict(|v| v.release.contains(&Who::Metal));
-    tier.adopt_all(&serving, &leaving, nodes(world));
+    tier.adopt_all(&serving, &leaving, Nodes::of(world));
 }

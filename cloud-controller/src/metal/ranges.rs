@@ -13,6 +13,15 @@ pub struct Range {
     last: IpAddr,
 }
 
+const NOT_UNICAST: [Range; 6] = [
+    Range::v4([0, 0, 0, 0], [0, 255, 255, 255]),
+    Range::v4([127, 0, 0, 0], [127, 255, 255, 255]),
+    Range::v4([224, 0, 0, 0], [239, 255, 255, 255]),
+    Range::v4([255, 255, 255, 255], [255, 255, 255, 255]),
+    Range::v6(0, 1),
+    Range::v6(0xff << 120, u128::MAX),
+];
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseRangeError {
     #[error("{0:?} is neither a CIDR such as 192.0.2.0/24 nor a range such as 192.0.2.10-192.0.2.20")]
@@ -21,9 +30,22 @@ pub enum ParseRangeError {
     Families(String),
     #[error("{0:?} ends before it begins")]
     Backwards(String),
+    #[error("{0:?} holds addresses that no Service can have ({1}): write it without them")]
+    NotUnicast(String, Range),
 }
 
 impl Range {
+    const fn v4(first: [u8; 4], last: [u8; 4]) -> Self {
+        Self {
+            first: IpAddr::V4(Ipv4Addr::from_octets(first)),
+            last: IpAddr::V4(Ipv4Addr::from_octets(last)),
+        }
+    }
+
+    const fn v6(first: u128, last: u128) -> Self {
+        Self { first: IpAddr::V6(Ipv6Addr::from_bits(first)), last: IpAddr::V6(Ipv6Addr::from_bits(last)) }
+    }
+
     pub fn contains(&self, ip: IpAddr) -> bool {
         self.is_ipv4() == ip.is_ipv4() && self.first <= ip && ip <= self.last
     }
@@ -36,9 +58,9 @@ impl Range {
         self.is_ipv4() == other.is_ipv4() && self.first <= other.last && other.first <= self.last
     }
 
-    /// How many addresses; saturates for a `/0` of IPv6.
+    /// How many addresses.
     pub fn size(&self) -> u128 {
-        (number(self.last) - number(self.first)).saturating_add(1)
+        number(self.last) - number(self.first) + 1
     }
 
     /// In ascending order.
@@ -54,8 +76,14 @@ impl Range {
         }
         let up_to = |end: u128| (end + 256) / 256 + (end + 1) / 256;
         let (first, last) = (number(self.first), number(self.last));
-        up_to(last) - if first == 0 { 0 } else { up_to(first - 1) }
+        up_to(last) - up_to(first - 1)
     }
+}
+
+/// Whether the address can belong to one host: unspecified, loopback, multicast and broadcast ones
+/// cannot.
+pub fn is_unicast(ip: IpAddr) -> bool {
+    !NOT_UNICAST.iter().any(|range| range.contains(ip))
 }
 
 /// An IPv4 address that ends in `.0` or `.255`: some old devices drop packets for it.
@@ -85,19 +113,26 @@ impl FromStr for Range {
     fn from_str(text: &str) -> Result<Self, ParseRangeError> {
         let text = text.trim();
         let neither = || ParseRangeError::Neither(text.to_owned());
-        let Some((first, last)) = text.split_once('-') else {
-            let net: IpNet = text.parse().map_err(|_| neither())?;
-            return Ok(Self { first: net.network(), last: net.broadcast() });
+        let (first, last): (IpAddr, IpAddr) = match text.split_once('-') {
+            Some((first, last)) => {
+                (first.trim().parse().map_err(|_| neither())?, last.trim().parse().map_err(|_| neither())?)
+            }
+            None => {
+                let net: IpNet = text.parse().map_err(|_| neither())?;
+                (net.network(), net.broadcast())
+            }
         };
-        let first: IpAddr = first.trim().parse().map_err(|_| neither())?;
-        let last: IpAddr = last.trim().parse().map_err(|_| neither())?;
         if first.is_ipv4() != last.is_ipv4() {
             return Err(ParseRangeError::Families(text.to_owned()));
         }
         if last < first {
             return Err(ParseRangeError::Backwards(text.to_owned()));
         }
-        Ok(Self { first, last })
+        let range = Self { first, last };
+        match NOT_UNICAST.iter().find(|r| r.overlaps(&range)) {
+            Some(other) => Err(ParseRangeError::NotUnicast(text.to_owned(), *other)),
+            None => Ok(range),
+        }
     }
 }
 
@@ -119,7 +154,7 @@ mod tests {
             ("172.30.0.200-172.30.0.239", "172.30.0.200-172.30.0.239", 40, 0),
             (" 10.0.0.250 - 10.0.1.1 ", "10.0.0.250-10.0.1.1", 8, 2),
             ("10.0.0.1/32", "10.0.0.1-10.0.0.1", 1, 0),
-            ("0.0.0.0/0", "0.0.0.0-255.255.255.255", 1 << 32, 1 << 25),
+            ("10.0.0.0/8", "10.0.0.0-10.255.255.255", 1 << 24, 1 << 17),
             ("fd00::/120", "fd00::-fd00::ff", 256, 0),
         ];
         for (text, shown, size, buggy) in table {
@@ -143,6 +178,12 @@ mod tests {
             ("a-b", "neither"),
             ("192.0.2.9-192.0.2.1", "ends before"),
             ("192.0.2.9-fd00::1", "mixes"),
+            ("0.0.0.0/0", "no Service can have"),
+            ("126.0.0.0-128.0.0.0", "127.0.0.0-127.255.255.255"),
+            ("239.1.1.1-239.1.1.2", "no Service can have"),
+            ("255.255.255.255/32", "no Service can have"),
+            ("::/0", "no Service can have"),
+            ("ff02::/64", "no Service can have"),
         ];
         for (text, part) in table {
             let error = text.parse::<Range>().unwrap_err().to_string();

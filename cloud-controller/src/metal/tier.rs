@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use metal_lb_api::{Generation, Host, HostState, MemberKey, Node};
+use metal_lb_api::{Generation, Host, HostState, MemberKey};
 use service_model::{Service, ServiceName};
 
 use super::crds::IPAddressPoolStatus;
-use super::document::Document;
+use super::document::{Document, Nodes};
 use super::hosts::{Hosts, PutAnswer, View};
 use super::ipam::{Ipam, IpamError};
 use super::listeners::listeners;
@@ -57,12 +57,18 @@ impl Tier {
 
     /// Adopts what is recorded on the Services: their addresses, and their part of the document.
     /// `serving` are the Services of our class, `leaving` those that are only to be released.
-    pub fn adopt_all(&mut self, serving: &[&Service], leaving: &[&Service], nodes: Vec<Node>) {
+    pub fn adopt_all(&mut self, serving: &[&Service], leaving: &[&Service], nodes: Nodes) {
+        self.set_nodes(nodes);
         // A record counts before a status, and only with both marks: an annotation alone may have
-        // been copied with a manifest.
-        for service in leaving.iter().chain(serving).filter(|s| plan::is_recorded(s)) {
-            if let Some(ip) = plan::recorded(service) {
-                self.adopt(service, ip);
+        // been copied with a manifest. One that the status confirms counts first: marks can be
+        // copied too, the status only we write.
+        let recorded = || leaving.iter().chain(serving).filter(|s| plan::is_recorded(s));
+        for confirmed in [true, false] {
+            for service in recorded() {
+                let ip = plan::recorded(service);
+                if let Some(ip) = ip.filter(|_| !confirmed || service.ingress.iter().any(|i| i.ip == ip)) {
+                    self.adopt(service, ip);
+                }
             }
         }
         for service in serving {
@@ -78,7 +84,6 @@ impl Tier {
                 self.document.put(&service.name, listeners);
             }
         }
-        self.document.set_nodes(nodes);
     }
 
     /// Begins to send documents, after everything was adopted. What hosts still serve and nobody
@@ -176,9 +181,16 @@ impl Tier {
         self.due.remove(service);
     }
 
-    /// The nodes changed.
-    pub fn set_nodes(&mut self, nodes: Vec<Node>) {
+    /// The nodes changed: whoever has, or may have now, an address that one of them came or left
+    /// with is due.
+    pub fn set_nodes(&mut self, nodes: Nodes) {
         self.document.set_nodes(nodes);
+        let changed = self.ipam.set_machines(self.document.machines());
+        if !changed.is_empty() {
+            let holders = self.ipam.holders().filter(|(_, held)| changed.contains(&held.ip));
+            self.due.extend(holders.map(|(name, _)| name.clone()));
+            self.due.append(&mut self.addressless.clone());
+        }
     }
 
     /// The pools changed: whoever has no address, or one outside of them, is due.
@@ -318,6 +330,7 @@ impl Tier {
         Observed {
             held,
             pool: held.and_then(|h| self.ipam.pool_of(h.ip)).map(|p| &*p.name),
+            machine: held.and_then(|h| self.ipam.machine_at(h.ip)),
             has_nodes: self.document.has_nodes(),
             entry,
             next: self.document.next_generation(),

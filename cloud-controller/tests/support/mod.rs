@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use cloud_controller::desired::{Classes, Provider};
 use cloud_controller::metal::crds::IPAddressPoolSpec;
+use cloud_controller::metal::document::Nodes;
 use cloud_controller::metal::hosts::{Action, PutAnswer};
 use cloud_controller::metal::plan::{ALLOCATED_IPS, Step};
 use cloud_controller::metal::pool::Pool;
@@ -78,14 +79,17 @@ pub(crate) fn web(service: &str) -> Service {
     object
 }
 
+fn node(name: &str, ip: IpAddr) -> Node {
+    let mut node = Node::new(name.into());
+    node.addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, ip }];
+    node
+}
+
 impl Cluster {
     /// Two hosts, a node, one pool.
     pub(crate) fn new(addresses: &str) -> Self {
         let mut api = World::default();
-        let mut node = Node::new("node-1".into());
-        let ip = "172.30.0.11".parse().unwrap();
-        node.addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, ip }];
-        api.apply(Change::Apply(Object::Node(node)));
+        api.apply(Change::Apply(Object::Node(node("node-1", "172.30.0.11".parse().unwrap()))));
         let classes = Classes { enabled: [Provider::Metal].into(), default: None };
         let hosts: BTreeMap<String, FakeHost> =
             ["lb-1", "lb-2"].map(|n| (n.to_owned(), FakeHost::default())).into();
@@ -168,6 +172,15 @@ impl Cluster {
             None => _ = self.pools.remove(name),
         }
         self.tier.set_pools(self.parsed_pools());
+    }
+
+    /// A node comes with an address, or goes.
+    pub(crate) fn set_node(&mut self, name: &str, ip: Option<IpAddr>) {
+        self.api.apply(match ip {
+            Some(ip) => Change::Apply(Object::Node(node(name, ip))),
+            None => Change::Delete(Key::Node(name.into())),
+        });
+        self.tier.set_nodes(Nodes::of(&self.api));
     }
 
     pub(crate) fn service(&self, service: &ServiceName) -> &Service {
