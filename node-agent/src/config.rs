@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use kube_watch::{Detail, Nodes, WatchConfig};
 use service_model::{IpFamily, NodeName};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,12 @@ pub enum InvalidFlag {
 }
 
 impl Config {
+    /// What the agent needs to know of the cluster.
+    pub fn watches(&self) -> WatchConfig {
+        let nodes = Nodes::One(self.node_name.clone());
+        WatchConfig { services: true, slices: true, nodes, detail: Detail::Dataplane }
+    }
+
     pub fn cluster_cidr(&self, family: IpFamily) -> Option<IpNet> {
         self.cluster_cidrs.of(family)
     }

@@ -8,7 +8,7 @@ use daemon::http::{serve, text};
 use daemon::routes::standard_routes;
 use daemon::{Readiness, Shutdown, Tasks};
 use hyper::StatusCode;
-use kube_watch::{Detail, Nodes, Options, Source, WatchConfig, WatchMetrics, watch_with};
+use kube_watch::{Options, Source, WatchMetrics, watch_with};
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
@@ -33,11 +33,6 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
         Verb::Dump(args) => print_dump(&args),
         Verb::Cleanup => kernel::cleanup().context("removing our tables"),
     }
-}
-
-pub(crate) fn watch_config(config: &Config) -> WatchConfig {
-    let nodes = Nodes::One(config.node_name.clone());
-    WatchConfig { services: true, slices: true, nodes, detail: Detail::Dataplane }
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
@@ -68,7 +63,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     tasks.spawn("health server", serve(args.healthz_bind_address, health.routes(&metrics), cancel.clone()));
     tasks.spawn("metrics server", serve(args.metrics_bind_address, own_routes, cancel.clone()));
     let options = Options { metrics: watch_metrics, ..Options::default() };
-    let watching = watch_with(Source::Kube(client), watch_config(&config), options, tx);
+    let watching = watch_with(Source::Kube(client), config.watches(), options, tx);
     let stop = cancel.clone();
     tasks.spawn("watch", async move { stop.run_until_cancelled(watching).await.unwrap_or(Ok(())) });
     tasks.spawn("agent", agent.run(rx, cancel));
