@@ -119,8 +119,10 @@ pub struct MetalArgs {
 /// AWS is on when a region is given.
 #[derive(Debug, Clone, Args)]
 pub struct AwsArgs {
+    /// The region of the cluster's VPC; turns AWS on.
     #[arg(long = "aws-region", value_name = "REGION")]
     pub region: Option<String>,
+    /// The VPC that the nodes are in; needed with --aws-region.
     #[arg(long = "aws-vpc-id", value_name = "VPC")]
     pub vpc_id: Option<String>,
     /// Instead of the public endpoints, for tests.

@@ -14,11 +14,5 @@ async fn main() -> ExitCode {
         }
         Verb::Plan(args) => cloud_controller::plan_verb::run(args).await,
     };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cloud-controller: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    daemon::exit_code("cloud-controller", ended)
 }

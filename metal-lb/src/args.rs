@@ -22,6 +22,7 @@ pub enum Verb {
     Run(Box<RunArgs>),
     /// Checks a document and prints the path of the first mistake.
     Check {
+        /// The document: JSON.
         #[arg(long)]
         config: PathBuf,
     },
@@ -53,6 +54,7 @@ pub struct StateArgs {
     /// PEM certificate that carries the host's --controller-name.
     #[arg(long)]
     pub tls_cert: PathBuf,
+    /// The certificate's private key, PEM.
     #[arg(long)]
     pub tls_key: PathBuf,
     /// PEM certificates of the authorities that the host's certificate may come from.
@@ -102,6 +104,7 @@ pub struct RunArgs {
     /// PEM certificate of the control API; read again when it changes.
     #[arg(long)]
     pub tls_cert: PathBuf,
+    /// The certificate's private key, PEM.
     #[arg(long)]
     pub tls_key: PathBuf,
     /// PEM certificates of the authorities whose clients may speak.

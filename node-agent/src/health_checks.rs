@@ -3,7 +3,8 @@
 //! `healthcheck/service_health.go`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
@@ -18,6 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::{Health, without_sniffing};
 use crate::select::ready_local_addresses;
+
+/// A socket on the unspecified IPv6 address answers both families, where the kernel has IPv6.
+fn every_address() -> IpAddr {
+    match Path::new("/proc/net/if_inet6").exists() {
+        true => Ipv6Addr::UNSPECIFIED.into(),
+        false => Ipv4Addr::UNSPECIFIED.into(),
+    }
+}
 
 /// The servers, one for each Service that has such a port. Dropping it ends them.
 #[derive(Debug)]
@@ -70,8 +79,7 @@ impl HealthChecks {
         let router = Router::new().otherwise(move |_| {
             answer(&service, count.load(Ordering::Relaxed), health.is_live(SystemTime::now()))
         });
-        // Both families: the host's default for a socket on the unspecified IPv6 address.
-        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let address = SocketAddr::from((every_address(), port));
         match Server::bind(address, router).await {
             Ok(server) => {
                 self.servers.spawn(server.run(cancel.clone()));

@@ -14,7 +14,6 @@ use tokio::sync::mpsc;
 
 use crate::agent::Agent;
 use crate::args::{Cli, RunArgs, Verb};
-use crate::config::Config;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::nft::kernel;
