@@ -64,7 +64,7 @@ impl<'a> Lead<'a> {
         };
         let aws = match &state.aws {
             Some(setup) => {
-                let provider = aws::Provider::new(setup).await?;
+                let provider = aws::Provider::new(setup).await;
                 tracing::info!(region = setup.region, vpc = setup.vpc, term, "aws is on");
                 Some(Arc::new(provider))
             }

@@ -70,7 +70,7 @@ impl Planner {
         tier.set_pools(pools.parsed());
         adopt(&mut tier, world, &classes);
         let aws = match cluster.aws.setup(&cluster.cluster_name)? {
-            Some(setup) => Some(aws::Provider::new(&setup).await?),
+            Some(setup) => Some(aws::Provider::new(&setup).await),
             None => None,
         };
         Ok(Self { classes, tier, aws })

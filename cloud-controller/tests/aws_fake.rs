@@ -6,6 +6,7 @@ mod aws_suite;
 mod aws_support;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use aws_support::{
     CLUSTER, UID, VPC, account, annotate, provider, reasons, release, service, settle, without_group_names,
@@ -147,7 +148,10 @@ async fn a_mistake_changes_nothing_and_says_everything() {
         (("subnets", "subnet-nowhere"), "InvalidAnnotation"),
     ] {
         let report = aws.reconcile(&annotate(web.clone(), &[mistake]), &world).await;
-        assert!(matches!(report.outcome, Outcome::Blocked { .. }), "{mistake:?}: {report:?}");
+        // A subnet may be made, or tagged, without a word to us.
+        let looked_at_again = matches!(report.outcome, Outcome::Retry { .. });
+        assert_eq!(looked_at_again, mistake.0 == "subnets", "{mistake:?}: {report:?}");
+        assert_ne!(report.outcome, Outcome::Converged);
         assert_eq!(reasons(&report), [reason]);
         assert_eq!(report.ingress, published, "{mistake:?}");
     }
@@ -177,8 +181,11 @@ async fn a_foreign_load_balancer_that_appears_after_the_listing_is_not_hijacked_
         tags: Tags::from([("owner".to_owned(), "payroll".to_owned())]),
     };
     aws.api().create_load_balancer(&foreign).await.unwrap();
-    let report = settle(&aws, &web, &world).await;
-    assert!(matches!(&report.outcome, Outcome::Blocked { why } if why.contains("named shop")), "{report:?}");
+    let report = aws.reconcile(&web, &world).await;
+    assert!(
+        matches!(&report.outcome, Outcome::Retry { why, .. } if why.contains("named shop")),
+        "{report:?}"
+    );
     let shown = aws.api().show();
     assert!(
         shown.contains("owner=payroll") && !shown.contains("listener 80 TCP to k8s-default-web"),
@@ -222,7 +229,7 @@ async fn a_load_balancer_of_unknown_origin_is_neither_taken_over_nor_deleted() {
     let before = fake.show();
     let aws = provider(fake);
     let report = aws.reconcile(&web, &world).await;
-    let Outcome::Blocked { why } = &report.outcome else { panic!("{report:?}") };
+    let Outcome::Retry { why, .. } = &report.outcome else { panic!("{report:?}") };
     assert!(why.contains(&format!("fairlead.dev/service-uid={UID}")), "{why}");
     assert_eq!(reasons(&release(&aws, &web).await), ["LoadBalancerLeft"]);
     assert_eq!(aws.api().show(), before);
@@ -294,11 +301,74 @@ async fn deletion_protection_holds_until_the_annotation_is_taken_away() {
 }
 
 #[tokio::test]
+async fn an_instance_that_aws_does_not_take_costs_the_others_nothing_and_is_tried_again() {
+    let aws = provider(account());
+    let web = service("web", UID, &["TCP 80 30080", "TCP 443 30443"]);
+    // i-9 was terminated, or stopped; its Node is still there.
+    let with_dead = world(&["i-1", "i-2", "i-9"]);
+    for _ in 0..2 {
+        let report = aws.reconcile(&web, &with_dead).await;
+        assert!(matches!(&report.outcome, Outcome::Retry { why, .. } if why.contains("i-9")), "{report:?}");
+        assert_eq!(reasons(&report)[0], "TargetRefused");
+        assert!(report.ingress.is_some());
+    }
+    let shown = aws.api().show();
+    assert!(shown.contains("; i-1:30080 i-2:30080;") && shown.contains("i-1:30443 i-2:30443"), "{shown}");
+    assert!(shown.contains("listener 443"), "{shown}");
+    aws.api().add_instance("i-9");
+    assert_eq!(aws.reconcile(&web, &with_dead).await.outcome, Outcome::Converged);
+    assert!(aws.api().show().contains("i-2:30443 i-9:30443"), "{}", aws.api().show());
+}
+
+#[tokio::test]
+async fn a_registered_instance_that_stops_is_not_taken_out() {
+    let aws = provider(account());
+    let web = service("web", UID, &["TCP 80 30080"]);
+    settle(&aws, &web, &world(&["i-1", "i-2"])).await;
+    aws.api().remove_instance("i-2");
+    let more = service("web", UID, &["TCP 80 30080", "TCP 443 30443"]);
+    aws.reconcile(&more, &world(&["i-1", "i-2"])).await;
+    let shown = aws.api().show();
+    assert!(shown.contains("i-1:30080 i-2:30080;") && shown.contains("; i-1:30443;"), "{shown}");
+}
+
+#[tokio::test]
+async fn what_stood_in_the_way_in_the_account_is_looked_at_again_once_somebody_removed_it() {
+    let (web, world) =
+        (annotate(service("web", UID, &["TCP 80 30080"]), &[("name", "shop")]), world(&["i-1"]));
+    let fake = account();
+    let foreign = NewLoadBalancer {
+        name: "shop".to_owned(),
+        scheme: Scheme::Internal,
+        subnets: vec!["subnet-a".to_owned()],
+        security_groups: Vec::new(),
+        tags: Tags::from([("owner".to_owned(), "payroll".to_owned())]),
+    };
+    let arn = fake.create_load_balancer(&foreign).await.unwrap().arn;
+    let aws = provider(fake).looking_again_after(Duration::ZERO);
+    // Another Service is served meanwhile, and must not pay for the other's second looks.
+    let other = service("other", "uid-0", &["TCP 80 30081"]);
+    settle(&aws, &other, &world).await;
+    let report = aws.reconcile(&web, &world).await;
+    assert_eq!(reasons(&report).last(), Some(&"NameTaken"));
+    assert!(
+        matches!(report.outcome, Outcome::Retry { .. }),
+        "no Service, node or pool will tell: {report:?}"
+    );
+    aws.api().delete_load_balancer(&arn).await.unwrap();
+    let report = aws.reconcile(&web, &world).await;
+    assert_eq!(report.outcome, Outcome::Converged, "{report:?}");
+    aws.api().reset_calls();
+    settle(&aws, &other, &world).await;
+    assert_eq!(aws.api().call_count(), 0, "{:?}", aws.api().calls());
+}
+
+#[tokio::test]
 async fn errors_that_somebody_must_act_on_become_notes() {
     for (code, reason, retried) in [
         ("AccessDenied", Some("AccessDenied"), true),
         ("TooManyLoadBalancers", Some("QuotaExceeded"), true),
-        ("InvalidConfigurationRequest", Some("RefusedByAws"), false),
+        ("InvalidConfigurationRequest", Some("RefusedByAws"), true),
         ("ThrottlingException", None, true),
         ("InternalFailure", None, true),
     ] {

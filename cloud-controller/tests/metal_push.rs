@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use cloud_controller::election::Role;
 use cloud_controller::metal::client::HostClient;
-use cloud_controller::metal::document::Nodes;
+use cloud_controller::metal::document::{Document, Nodes};
 use cloud_controller::metal::listeners::listeners;
-use cloud_controller::metal::push::{Shared, drive};
+use cloud_controller::metal::push::{Shared, drive, issue};
 use cloud_controller::metal::tier::Tier;
 use cloud_controller::metal::tls::TlsFiles;
-use metal_lb_api::{Generation, Host, MemberKey};
+use futures::FutureExt;
+use metal_lb_api::{Config, Generation, Host, MemberKey};
 use support::tls_host::{Ca, TlsHost};
 use support::{name, web};
 use tokio::sync::watch;
@@ -53,14 +54,11 @@ impl Controller {
 
     /// Hears the hosts, and issues a document with one Service.
     async fn begin(&self) {
-        tokio::time::timeout(DEADLINE, self.shared.all_heard()).await.unwrap();
         let mut service = web("web");
         service.finalizers.push("fairlead.dev/metal".into());
         service.annotations.insert("fairlead.dev/allocated-ips".into(), "172.30.0.200".into());
-        self.shared.with(|tier| {
-            tier.adopt_all(&[&service], &[], Nodes::default());
-            tier.issue();
-        });
+        let adopt = |tier: &mut Tier| tier.adopt_all(&[&service], &[], Nodes::default());
+        issue(&self.shared, 5, self.role.subscribe(), adopt).await;
     }
 
     fn generation(&self) -> Generation {
@@ -157,6 +155,30 @@ async fn a_host_that_comes_back_gets_the_newest_document() {
     host.host.lock().unwrap().down = false;
     eventually("it has it", || generation_of(&host) == Some(controller.generation())).await;
     eventually("nothing is wrong any more", || controller.trouble("lb-1").is_none()).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_slept_while_another_began_issues_nothing_above_its_documents() {
+    let (ca, folder) = (Ca::new(), tempfile::tempdir().unwrap());
+    let host = ca.host("lb-1", "lb-1").await;
+    let files = ca.client_files(folder.path(), "fairlead-cloud-controller");
+    let theirs = Generation { term: 9, counter: 4 };
+    let successor = Config::parse(
+        Document::new("lab", MemberKey::new([1; 32]), Vec::new(), 9).config().to_json().as_bytes(),
+    );
+    host.host.lock().unwrap().document = Some(Config { generation: theirs, ..successor.unwrap() });
+    let controller = Controller::new(&[("lb-1", host.address)], &files);
+    let mut begun = Box::pin(controller.begin());
+    let seen = || controller.shared.with(|tier| tier.hosts().highest() == theirs);
+    tokio::select! {
+        () = &mut begun => panic!("it is not known whether we lead still"),
+        () = eventually("the host was heard", seen) => {}
+    }
+    assert!((&mut begun).now_or_never().is_none());
+    assert_eq!(controller.shared.with(|tier| tier.document().generation()), None);
+    controller.role.send_replace(Role::Leading { term: 5, renewed: Instant::now() });
+    begun.await;
+    assert_eq!(controller.generation(), Generation { term: 9, counter: 5 });
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Carries out one step and patches the snapshot with what it did: one match, no policy.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::api::{Api, ApiError, ErrorKind, NewListener, NewLoadBalancer, NewSecurityGroup, NewTargetGroup};
 use super::names::{SECURITY_GROUP_DESCRIPTION, TAG_SERVICE_UID};
@@ -25,22 +26,31 @@ pub enum StepError {
 
 /// The snapshot, shared between reconciles; `None` until it was read, or while it is in doubt.
 #[derive(Debug, Default)]
-pub struct Mirror(Mutex<Option<Snapshot>>);
+pub struct Mirror(Mutex<Option<(Snapshot, Instant)>>);
 
 impl Mirror {
     pub fn read<T>(&self, look: impl FnOnce(&Snapshot) -> T) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(look)
+        self.lock().as_ref().map(|(snapshot, _)| look(snapshot))
+    }
+
+    /// How long ago the account was listed.
+    pub fn age(&self) -> Option<Duration> {
+        self.lock().as_ref().map(|(_, listed)| listed.elapsed())
     }
 
     pub fn patch(&self, patch: impl FnOnce(&mut Snapshot)) {
         // Without a snapshot there is nothing to patch: it will be read, and show what was done.
-        if let Some(snapshot) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        if let Some((snapshot, _)) = self.lock().as_mut() {
             patch(snapshot);
         }
     }
 
     pub fn replace(&self, snapshot: Option<Snapshot>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+        *self.lock() = snapshot.map(|snapshot| (snapshot, Instant::now()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Snapshot, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find<T>(&self, what: &str, look: impl FnOnce(&Snapshot) -> Option<T>) -> Result<T, StepError> {

@@ -32,7 +32,8 @@ struct Bucket {
     pause: Mutex<Pause>,
 }
 
-/// Doubles with every refusal, and is forgotten step by step with every success.
+/// Doubles with every refusal, and halves with every success. A success ends no pause: it may have
+/// been on its way before the refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pause {
     until: Option<Instant>,
@@ -124,7 +125,7 @@ impl Pause {
     }
 
     fn after_success(self) -> Self {
-        Self { until: None, next: (self.next / 2).max(FIRST_PAUSE) }
+        Self { next: (self.next / 2).max(FIRST_PAUSE), ..self }
     }
 }
 
@@ -149,8 +150,9 @@ mod tests {
             pauses.push((pause.until.unwrap() - now).as_millis());
         }
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
+        let until = pause.until;
         pause = pause.after_success();
-        assert_eq!((pause.until, pause.next), (None, LONGEST_PAUSE / 2));
+        assert_eq!((pause.until, pause.next), (until, LONGEST_PAUSE / 2));
     }
 
     #[tokio::test]
@@ -159,7 +161,10 @@ mod tests {
         budget.throttled(Operation::CreateLoadBalancer);
         assert!(budget.take(Operation::DeleteTargetGroup).now_or_never().is_none());
         assert!(budget.take(Operation::DescribeLoadBalancers).now_or_never().is_some());
-        budget.succeeded(Operation::CreateLoadBalancer);
-        assert!(budget.take(Operation::DeleteTargetGroup).now_or_never().is_some());
+        // Of a call that was made before.
+        budget.succeeded(Operation::CreateTargetGroup);
+        assert!(budget.take(Operation::DeleteTargetGroup).now_or_never().is_none());
+        let waits = tokio::time::timeout(LONGEST_PAUSE, budget.take(Operation::DeleteTargetGroup));
+        assert!(waits.await.is_ok());
     }
 }

@@ -1,5 +1,6 @@
 //! Observe, plan, apply, report: one Service at a time, any number of Services at once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use service_model::{Ingress, IngressPort, Service, World};
@@ -9,8 +10,8 @@ use super::api::{Api, ApiError, ApiResult, ErrorKind, NO_CREDENTIALS};
 use super::apply::{Mirror, StepError, apply};
 use super::desired::{Desired, desired, identity};
 use super::names::Identity;
-use super::plan::{Decision, release, serve};
-use super::resources::LoadBalancer;
+use super::plan::{Decision, Obstacle, release, serve};
+use super::resources::{LoadBalancer, Target};
 use super::sdk::Sdk;
 use super::snapshot::Observed;
 use super::step::Step;
@@ -27,6 +28,7 @@ pub struct Provider<A = Sdk> {
     /// Held shared by who writes to the account, alone by who lists it: a list that began before a
     /// write must not replace a mirror that knows of it.
     listing: RwLock<()>,
+    look_again_after: Duration,
 }
 
 /// A plan, once carried out, leaves nothing to do; a second round is for what changed meanwhile.
@@ -37,6 +39,8 @@ const WHEN_UNKNOWN: Duration = Duration::from_secs(5);
 const WHEN_THROTTLED: Duration = Duration::from_secs(10);
 /// Someone has to act outside the cluster, and nothing tells us when they have.
 const WHEN_DENIED: Duration = Duration::from_secs(60);
+/// Shorter than [`WHEN_DENIED`]; many Services that are in the same trouble share one listing.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// How a job ended, before it is told.
 struct Ended {
@@ -46,11 +50,8 @@ struct Ended {
 }
 
 impl Provider<Sdk> {
-    /// # Errors
-    /// What the setup lacks.
-    pub async fn new(setup: &Setup) -> anyhow::Result<Self> {
-        let api = Sdk::connect(setup).await?;
-        Ok(Self::with_api(api, &setup.cluster, &setup.vpc))
+    pub async fn new(setup: &Setup) -> Self {
+        Self::with_api(Sdk::connect(setup).await, &setup.cluster, &setup.vpc)
     }
 }
 
@@ -62,7 +63,14 @@ impl<A: Api> Provider<A> {
             vpc: vpc.to_owned(),
             mirror: Mirror::default(),
             listing: RwLock::new(()),
+            look_again_after: LOOK_AGAIN_AFTER,
         }
+    }
+
+    /// How old a listing may be when a Service is refused for what it shows.
+    #[must_use]
+    pub fn looking_again_after(self, pause: Duration) -> Self {
+        Self { look_again_after: pause, ..self }
     }
 
     /// What AWS is reached through.
@@ -79,7 +87,7 @@ impl<A: Api> Provider<A> {
     pub async fn reconcile(&self, service: &Service, world: &World) -> Report {
         let id = identity(service, &self.cluster);
         let wanted = desired(service, world, &self.cluster);
-        let ended = self.drive(&id, |observed| decide(&wanted, observed)).await;
+        let ended = self.drive(&id, |observed, refused| decide(&wanted, refused, observed)).await;
         let mut report = Report {
             outcome: ended.outcome,
             ingress: self.ingress(&id, wanted.as_ref().ok().map(|(d, _)| d)),
@@ -98,7 +106,7 @@ impl<A: Api> Provider<A> {
     /// Takes away everything that was made for the Service.
     pub async fn release(&self, service: &Service) -> Report {
         let id = identity(service, &self.cluster);
-        let mut ended = self.drive(&id, |observed| release(service, observed)).await;
+        let mut ended = self.drive(&id, |observed, _| release(service, observed)).await;
         let released = ended.outcome == Outcome::Converged;
         if released && ended.changed {
             ended.notes.push(Note::normal(
@@ -119,7 +127,8 @@ impl<A: Api> Provider<A> {
     pub async fn plan(&self, service: &Service, world: &World) -> ApiResult<Plan<Step>> {
         let id = identity(service, &self.cluster);
         let wanted = desired(service, world, &self.cluster);
-        Ok(self.decide(&id, |observed| decide(&wanted, observed)).await?.plan)
+        let refused = BTreeSet::new();
+        Ok(self.decide(&id, |observed| decide(&wanted, &refused, observed)).await?.plan)
     }
 
     /// What [`Self::release`] would do now.
@@ -148,16 +157,21 @@ impl<A: Api> Provider<A> {
 
     /// Plans and applies until there is nothing left to do, or nothing can be done now.
     #[tracing::instrument(name = "aws", skip_all, fields(service = %id.service))]
-    async fn drive(&self, id: &Identity, decide: impl Fn(&Observed<'_>) -> Decision) -> Ended {
-        let mut changed = false;
-        for _ in 0..ROUNDS {
-            let Decision { plan, blocked } = match self.decide(id, &decide).await {
+    async fn drive(
+        &self,
+        id: &Identity,
+        decide: impl Fn(&Observed<'_>, &BTreeSet<String>) -> Decision,
+    ) -> Ended {
+        let (mut changed, mut rounds, mut refused) = (false, 0, Refused::default());
+        while rounds < ROUNDS {
+            rounds += 1;
+            let decided = self.decide_lately(id, |observed| decide(observed, &refused.instances)).await;
+            let Decision { plan, blocked } = match decided {
                 Ok(decision) => decision,
                 Err(error) => return self.failed("reading the account", &error, Vec::new(), changed),
             };
             if plan.is_empty() {
-                let outcome = blocked.map_or(Outcome::Converged, |why| Outcome::Blocked { why });
-                return Ended { outcome, notes: plan.notes, changed };
+                return refused.end(blocked, plan.notes, changed);
             }
             changed = true;
             match self.execute(&plan.batches).await {
@@ -165,6 +179,12 @@ impl<A: Api> Provider<A> {
                 // The mirror knows better now, or is read again: plan anew.
                 Err((_, StepError::Foreign(_))) => {}
                 Err((_, StepError::Lost(_))) => self.mirror.replace(None),
+                Err((Step::RegisterTargets { targets, .. }, StepError::Api(error)))
+                    if refused.take(&targets, &error) =>
+                {
+                    // Each time there is one instance less.
+                    rounds -= 1;
+                }
                 Err((step, StepError::Api(error))) => {
                     if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Duplicate) {
                         tracing::info!("{step}: {error}: reading the account again");
@@ -181,6 +201,30 @@ impl<A: Api> Provider<A> {
         let why = "AWS's answers differ from what was done; trying again".to_owned();
         self.mirror.replace(None);
         Ended { outcome: Outcome::Retry { after: WHEN_UNKNOWN, why }, notes: Vec::new(), changed }
+    }
+
+    /// As [`Self::decide`]; but what is in the way in the account is looked at again, in case that
+    /// somebody has removed it.
+    async fn decide_lately(
+        &self,
+        id: &Identity,
+        decide: impl Fn(&Observed<'_>) -> Decision,
+    ) -> ApiResult<Decision> {
+        let decision = self.decide(id, &decide).await?;
+        let old = || self.mirror.age().is_some_and(|age| age >= self.look_again_after);
+        if !matches!(decision.blocked, Some((Obstacle::Account, _))) || !old() {
+            return Ok(decision);
+        }
+        {
+            let _alone = self.listing.write().await;
+            // Another Service may have been faster.
+            if old() {
+                let listed = observe::bulk(&self.api, &self.vpc).await?;
+                let kept = self.mirror.read(|earlier| listed.clone().with_details_of(earlier, id));
+                self.mirror.replace(Some(kept.unwrap_or(listed)));
+            }
+        }
+        self.decide(id, decide).await
     }
 
     /// Decides from the mirror, after reading what it lacks.
@@ -235,7 +279,7 @@ impl<A: Api> Provider<A> {
             }
             ErrorKind::Refused => {
                 notes.push(Note::warning("RefusedByAws", why.clone()));
-                Outcome::Blocked { why }
+                Outcome::Retry { after: WHEN_DENIED, why }
             }
         };
         Ended { outcome, notes, changed }
@@ -256,10 +300,56 @@ impl<A: Api> Provider<A> {
     }
 }
 
-fn decide(wanted: &Result<(Desired, Vec<Note>), Vec<Note>>, observed: &Observed<'_>) -> Decision {
+/// Instances that AWS did not take as targets: their Node is still there, and they are stopped or
+/// gone. One of them costs the whole call, so the others are registered without it.
+#[derive(Default)]
+struct Refused {
+    instances: BTreeSet<String>,
+    why: String,
+}
+
+impl Refused {
+    /// Whether the error is about some of the targets, which are left out from now on.
+    fn take(&mut self, targets: &[Target], error: &ApiError) -> bool {
+        if error.code != "InvalidTarget" {
+            return false;
+        }
+        let is_of_id = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        let words: BTreeSet<&str> = error.message.split(|c| !is_of_id(c)).collect();
+        let alone = targets.len() == 1;
+        let named = targets.iter().map(|t| &t.instance).filter(|i| alone || words.contains(i.as_str()));
+        let before = self.instances.len();
+        self.instances.extend(named.cloned());
+        self.why.clone_from(&error.message);
+        self.instances.len() > before
+    }
+
+    /// How it ended when there is nothing left to do.
+    fn end(self, blocked: Option<(Obstacle, String)>, mut notes: Vec<Note>, changed: bool) -> Ended {
+        let outcome = match blocked {
+            Some((Obstacle::Service, why)) => Outcome::Blocked { why },
+            Some((Obstacle::Account, why)) => Outcome::Retry { after: WHEN_DENIED, why },
+            None if self.instances.is_empty() => Outcome::Converged,
+            None => {
+                let instances: Vec<String> = self.instances.into_iter().collect();
+                let why = format!("AWS does not take {} as targets: {}", instances.join(", "), self.why);
+                let note = format!("{why}. The others are registered, and these are tried again");
+                notes.push(Note::warning("TargetRefused", note));
+                Outcome::Retry { after: WHEN_DENIED, why }
+            }
+        };
+        Ended { outcome, notes, changed }
+    }
+}
+
+fn decide(
+    wanted: &Result<(Desired, Vec<Note>), Vec<Note>>,
+    refused: &BTreeSet<String>,
+    observed: &Observed<'_>,
+) -> Decision {
     match wanted {
-        Ok((desired, remarks)) => serve(desired, remarks.clone(), observed),
-        Err(mistakes) => Decision::blocked(mistakes.clone()),
+        Ok((desired, remarks)) => serve(desired, refused, remarks.clone(), observed),
+        Err(mistakes) => Decision::blocked(Obstacle::Service, mistakes.clone()),
     }
 }
 

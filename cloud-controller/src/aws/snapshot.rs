@@ -102,6 +102,20 @@ impl Snapshot {
         }
     }
 
+    /// Keeps the details that an earlier snapshot knows and no list shows, but for those of one
+    /// Service, which are to be read again.
+    pub fn with_details_of(mut self, earlier: &Self, but_for: &Identity) -> Self {
+        for (name, lb) in self.load_balancers.iter_mut().filter(|(_, lb)| !but_for.is_stack_of(&lb.tags)) {
+            let known = earlier.load_balancers.get(name).filter(|known| known.arn == lb.arn);
+            lb.detail = known.and_then(|known| known.detail.clone());
+        }
+        for (name, group) in self.target_groups.iter_mut().filter(|(_, g)| !but_for.is_stack_of(&g.tags)) {
+            let known = earlier.target_groups.get(name).filter(|known| known.arn == group.arn);
+            group.detail = known.and_then(|known| known.detail.clone());
+        }
+        self
+    }
+
     pub fn load_balancer_by_arn(&mut self, arn: &str) -> Option<&mut LoadBalancer> {
         self.load_balancers.values_mut().find(|lb| lb.arn == arn)
     }

@@ -17,6 +17,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const LIVE_FOR: Duration = Duration::from_secs(10);
 /// How long a host may keep a document unprogrammed before the polls slow down.
 const FAST_FOR: Duration = Duration::from_secs(5);
+/// After that time a host gets a document again that it refused: it may have been upgraded, or its
+/// own configuration changed.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// Failures in a row after which a host counts as unreachable, for what people are told.
 const GIVE_UP_AFTER: u32 = 3;
 
@@ -41,6 +44,7 @@ pub struct View {
     refusals: BTreeMap<ListenerKey, String>,
     accepted: Option<(Generation, Instant)>,
     rejected: Option<Rejection>,
+    rejected_at: Option<Instant>,
     /// The generation that it put forward against ours.
     conflict: Option<Generation>,
     error: Option<String>,
@@ -166,6 +170,7 @@ impl View {
             refusals: BTreeMap::new(),
             accepted: None,
             rejected: None,
+            rejected_at: None,
             conflict: None,
             error: None,
         }
@@ -206,13 +211,13 @@ impl View {
             }
             PutAnswer::Invalid { path, message } => {
                 self.answered(now);
-                self.rejected = Some(Rejection { generation, path, message });
+                self.refused(Rejection { generation, path, message }, now);
             }
             PutAnswer::Older { generation: has, message } => {
                 self.answered(now);
                 // A refusal that is not about the number does not go away by a higher number.
                 if has < generation {
-                    self.rejected = Some(Rejection { generation, path: String::new(), message });
+                    self.refused(Rejection { generation, path: String::new(), message }, now);
                 } else {
                     self.conflict = Some(has);
                 }
@@ -275,7 +280,8 @@ impl View {
         // A host is looked at before it is told anything: its generation decides ours.
         let (Some(wanted), Some(_)) = (wanted, self.contact) else { return Action::Get };
         let has = self.accepted.map(|(g, _)| g);
-        let refused = self.rejected.as_ref().map(|r| r.generation);
+        let lately = self.rejected_at.is_some_and(|at| now.saturating_duration_since(at) < TELL_AGAIN);
+        let refused = self.rejected.as_ref().filter(|_| lately).map(|r| r.generation);
         let told = has.max(refused) >= Some(wanted);
         // Only a raised generation can change that a host is ahead.
         let pointless = (told && !self.has_forgotten(wanted, now)) || self.ahead_of(wanted).is_some();
@@ -322,19 +328,26 @@ impl View {
         (self.contact, self.failures, self.error) = (Some(now), 0, None);
     }
 
+    fn refused(&mut self, rejection: Rejection, now: Instant) {
+        (self.rejected, self.rejected_at) = (Some(rejection), Some(now));
+    }
+
     fn failed(&mut self, error: String) {
         self.failures += 1;
         self.error = Some(error);
     }
 }
 
+impl Rejection {
+    /// What is wrong with the document, whatever its number.
+    pub fn why(&self) -> String {
+        if self.path.is_empty() { self.message.clone() } else { format!("{}: {}", self.path, self.message) }
+    }
+}
+
 impl std::fmt::Display for Rejection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "refused generation {}: ", self.generation)?;
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
-        f.write_str(&self.message)
+        write!(f, "refused generation {}: {}", self.generation, self.why())
     }
 }
 
@@ -424,6 +437,21 @@ mod tests {
         assert!(matches!(host.next(Some(G), now), Action::Wait(_)));
         assert_eq!(host.why_not(&[listener()], now), "refused generation 3.1: listeners[0].vip: no");
         assert_eq!(host.next(Some(G.after(3)), now), Action::Put(G.after(3)));
+    }
+
+    #[test]
+    fn a_host_that_was_put_right_since_it_refused_a_document_gets_it_although_nothing_changed() {
+        let now = Instant::now();
+        let mut host = View::new(now);
+        host.state_answered(Ok(state(None, None)), now);
+        let refusal = PutAnswer::Older { generation: Generation::default(), message: "--config".into() };
+        host.put_answered(G, refusal, now);
+        let later = now + TELL_AGAIN;
+        host.state_answered(Ok(state(None, None)), later - Duration::from_millis(1));
+        assert!(matches!(host.next(Some(G), later - Duration::from_millis(1)), Action::Wait(_)));
+        assert_eq!(host.next(Some(G), later), Action::Put(G));
+        host.put_answered(G, PutAnswer::Accepted, later);
+        assert_eq!(host.trouble(), None);
     }
 
     #[test]

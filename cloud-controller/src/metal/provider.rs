@@ -18,7 +18,7 @@ use super::document::Nodes;
 use super::member_key::member_key;
 use super::plan::Step;
 use super::pool::Pool;
-use super::push::{Shared, drive};
+use super::push::{Shared, drive, issue};
 use super::tier::{Applied, Tier};
 use super::tls::TlsFiles;
 use crate::desired::{Classes, Provider as Who, Verdict};
@@ -48,8 +48,6 @@ pub struct Provider {
 
 /// Where the hosts probe one another (UDP).
 const MEMBER_PORT: u16 = 7947;
-/// How long a start waits for hosts to say which document they run.
-const HEAR_HOSTS: Duration = Duration::from_secs(2);
 /// A waiting Service is planned again when a host's answer changes; this is only the safety net.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
@@ -87,13 +85,7 @@ impl Provider {
             let client = HostClient::new(name, *address, setup.tls.clone());
             drivers.spawn(drive(Arc::clone(&shared), name.clone(), *address, client, role.clone()));
         }
-        if tokio::time::timeout(HEAR_HOSTS, shared.all_heard()).await.is_err() {
-            tracing::warn!("not every balancer host answered; going on without their state");
-        }
-        shared.with(|tier| {
-            adopt(tier, world, classes);
-            tier.issue();
-        });
+        issue(&shared, term, role, |tier| adopt(tier, world, classes)).await;
         Ok(Self { shared, marks: Marks::new(client), _drivers: drivers })
     }
 
@@ -203,10 +195,8 @@ impl Provider {
             (rejection, tier.nobody_answers())
         });
         if let Some((text, culprit)) = rejection {
-            tracing::error!(service = %service.name, "{text}");
-            if culprit {
-                report.notes.push(Note::warning("DocumentRefused", text.clone()));
-            }
+            let whose = if culprit { "this Service's fault" } else { "not this Service's fault; it waits" };
+            report.notes.push(Note::warning("DocumentRefused", format!("{text} ({whose})")));
             report.outcome = Outcome::Blocked { why: text };
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metal_lb_api::Generation;
@@ -12,6 +12,9 @@ use super::client::HostClient;
 use super::hosts::Action;
 use super::tier::Tier;
 use crate::election::Role;
+
+/// How long a start waits for hosts to say which document they run.
+const HEAR_HOSTS: Duration = Duration::from_secs(2);
 
 /// The tier, and who wants to know of its changes.
 pub struct Shared {
@@ -140,6 +143,27 @@ pub async fn drive(
             shared.with(|tier| tier.raise(theirs));
         }
     }
+}
+
+/// Waits for what hosts run, for a while, lets the tier adopt what is recorded, and sends the first
+/// document. Its number is above everything that a host has reported, so where that is of a later
+/// term than ours the leadership is confirmed first: the document may be a successor's.
+pub async fn issue(
+    shared: &Shared,
+    term: u64,
+    mut role: watch::Receiver<Role>,
+    adopt: impl FnOnce(&mut Tier),
+) {
+    if tokio::time::timeout(HEAR_HOSTS, shared.all_heard()).await.is_err() {
+        tracing::warn!("not every balancer host answered; going on without their state");
+    }
+    if shared.with(|tier| tier.hosts().highest().term > term) {
+        confirm(&mut role).await;
+    }
+    shared.with(|tier| {
+        adopt(tier);
+        tier.issue();
+    });
 }
 
 /// Waits until the leadership has been confirmed after now. A leader that lost it is dropped

@@ -23,6 +23,8 @@ pub enum RequestError {
     NotAnAddress { field: &'static str, value: String },
     #[error("{first} asks for {one} and {second} for {other}: keep one of them")]
     Contradiction { first: &'static str, one: String, second: &'static str, other: String },
+    #[error("{field}: {value:?} names no IPv4 address, and the NAT path of metal-lb serves IPv4 so far")]
+    NoIpv4 { field: &'static str, value: String },
     #[error("{field}: asks for several IPv4 addresses; a Service gets one")]
     Several { field: &'static str },
     #[error(
@@ -68,12 +70,6 @@ impl Request {
         request.pool = wanted_pool(service)?;
         Ok(request)
     }
-
-    /// Whether the Service names an address or a pool, and must therefore choose before those
-    /// that take any.
-    pub fn is_explicit(&self) -> bool {
-        self.ip.is_some() || self.pool.is_some()
-    }
 }
 
 fn wanted_ip(service: &Service) -> Result<Option<IpAddr>, RequestError> {
@@ -93,17 +89,21 @@ fn wanted_ip(service: &Service) -> Result<Option<IpAddr>, RequestError> {
     Ok(found.map(|(_, ip)| ip))
 }
 
-/// The IPv4 address of a comma list that can name one per family.
+/// The IPv4 address of a comma list that can name one per family; an empty one asks for nothing.
 fn ipv4_of_list(field: &'static str, text: &str) -> Result<Option<IpAddr>, RequestError> {
+    let mut values = text.split(',').map(str::trim).filter(|v| !v.is_empty()).peekable();
+    if values.peek().is_none() {
+        return Ok(None);
+    }
     let mut found = None;
-    for value in text.split(',').map(str::trim).filter(|v| !v.is_empty()) {
+    for value in values {
         let ip: IpAddr =
             value.parse().map_err(|_| RequestError::NotAnAddress { field, value: value.to_owned() })?;
         if ip.is_ipv4() && found.replace(ip).is_some() {
             return Err(RequestError::Several { field });
         }
     }
-    Ok(found)
+    found.map(Some).ok_or_else(|| RequestError::NoIpv4 { field, value: text.to_owned() })
 }
 
 fn wanted_pool(service: &Service) -> Result<Option<Box<str>>, RequestError> {
@@ -138,6 +138,7 @@ mod tests {
         type Row<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>, Option<&'a str>);
         let table: &[Row<'_>] = &[
             (&[], None, None),
+            (&[("fairlead.dev/load-balancer-ips", ""), ("metallb.io/loadBalancerIPs", " , ")], None, None),
             (&[("fairlead.dev/load-balancer-ips", "10.0.0.1")], Some("10.0.0.1"), None),
             (&[("metallb.io/loadBalancerIPs", " 10.0.0.1 , fd00::1")], Some("10.0.0.1"), None),
             (&[("metallb.universe.tf/loadBalancerIPs", "10.0.0.1")], Some("10.0.0.1"), None),
@@ -171,6 +172,7 @@ mod tests {
         let table: &[(&str, &str, &str)] = &[
             ("fairlead.dev/load-balancer-ips", "ten", "not an IP"),
             ("metallb.io/loadBalancerIPs", "10.0.0.1,10.0.0.2", "several"),
+            ("fairlead.dev/load-balancer-ips", "fd00::1", "no IPv4 address"),
         ];
         for (field, value, part) in table {
             let error = Request::of(&service(&[(field, value)])).unwrap_err().to_string();

@@ -247,10 +247,12 @@ impl Tier {
         trouble
     }
 
-    /// A mistake in the document that keeps a host from taking it, and whose Service it is.
+    /// Why a host does not take the document, and whose Service that is due to, if to one's. The
+    /// number of the document is not in it: the same trouble reads the same.
     pub fn rejection(&self) -> Option<(String, Option<&ServiceName>)> {
         let (host, rejection) = self.hosts.rejections().next()?;
-        Some((format!("{host} {rejection}"), self.document.service_at(&rejection.path)))
+        let why = rejection.why();
+        Some((format!("{host} refuses its configuration: {why}"), self.document.service_at(&rejection.path)))
     }
 
     /// Which hosts answer.

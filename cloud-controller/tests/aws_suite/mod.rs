@@ -210,7 +210,7 @@ async fn name_of_somebody_else(site: &impl Site) {
     let web = annotate(service("web", UID, &["TCP 80 30080"]), &[("name", "shop")]);
     let aws = provider(site);
     let report = aws.reconcile(&web, &world(&[&site.instances()[0]])).await;
-    assert!(matches!(report.outcome, Outcome::Blocked { .. }), "{report:?}");
+    assert!(matches!(report.outcome, Outcome::Retry { .. }), "{report:?}");
     assert_eq!(reasons(&report).last(), Some(&"NameTaken"));
     release(&aws, &web).await;
     assert_eq!(count(site).await, before);

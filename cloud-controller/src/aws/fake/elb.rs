@@ -226,8 +226,15 @@ impl State {
     }
 
     pub(super) fn register(&mut self, arn: &str, targets: &[Target]) -> Answer<()> {
-        if let Some(target) = targets.iter().find(|t| !self.instances.contains(&t.instance)) {
-            return refuse("InvalidTarget", format!("The instance ID '{}' does not exist", target.instance));
+        let unknown = |t: &&Target| !self.instances.contains(&t.instance);
+        let unknown: Vec<String> =
+            targets.iter().filter(unknown).map(|t| format!("'{}'", t.instance)).collect();
+        if !unknown.is_empty() {
+            let message = format!(
+                "The following targets are not in a running state and cannot be registered: {}",
+                unknown.join(", ")
+            );
+            return refuse("InvalidTarget", message);
         }
         self.group_detail(arn)?.targets.extend(targets.iter().cloned());
         Ok(())

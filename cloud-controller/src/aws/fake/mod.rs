@@ -92,6 +92,11 @@ impl Fake {
         self.state().instances.push(id.to_owned());
     }
 
+    /// It was terminated; where it is registered, it stays for a while.
+    pub fn remove_instance(&self, id: &str) {
+        self.state().instances.retain(|i| i != id);
+    }
+
     /// How many attempts to delete a security group fail after its load balancer has gone.
     pub fn set_linger(&self, attempts: u32) {
         self.state().linger = attempts;

@@ -23,17 +23,26 @@ use crate::plan::{Note, Plan};
 
 const PROTECTION: &str = "deletion_protection.enabled";
 
-/// A plan, and whether the user has to change something before there can be more.
+/// A plan, and whether somebody has to change something before there can be more.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
     pub plan: Plan<Step>,
-    pub blocked: Option<String>,
+    pub blocked: Option<(Obstacle, String)>,
+}
+
+/// Where something has to change first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// In the Service, which tells us when it has.
+    Service,
+    /// In the account, which does not: it has to be looked at again.
+    Account,
 }
 
 impl Decision {
     /// Nothing is done; the last of the notes says why.
-    pub fn blocked(notes: Vec<Note>) -> Self {
-        let blocked = notes.last().map(|n| n.message.clone());
+    pub fn blocked(by: Obstacle, notes: Vec<Note>) -> Self {
+        let blocked = notes.last().map(|n| (by, n.message.clone()));
         Self { plan: Plan { batches: Vec::new(), notes }, blocked }
     }
 

@@ -1,7 +1,7 @@
 //! Taking a Service back: everything that is provably its own goes, in an order that AWS accepts.
 
 use super::{
-    Decision, PROTECTION, delete_load_balancers, delete_the_rest, is_protected, protected_note,
+    Decision, Obstacle, PROTECTION, delete_load_balancers, delete_the_rest, is_protected, protected_note,
     protection_off,
 };
 use crate::aws::annotations::{self, key};
@@ -25,7 +25,8 @@ pub fn release(service: &Service, observed: &Observed<'_>) -> Decision {
             continue;
         }
         if !lift {
-            return Decision::blocked(vec![protected_note(found, "deleted")]);
+            let by = if wants_protection { Obstacle::Service } else { Obstacle::Account };
+            return Decision::blocked(by, vec![protected_note(found, "deleted")]);
         }
         steps.push(protection_off(&found.resource.name));
     }

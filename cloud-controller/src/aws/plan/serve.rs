@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::tags::{self, Retagging};
-use super::{Decision, delete_load_balancers, delete_the_rest, is_protected, protected_note};
+use super::{
+    Decision, Obstacle, PROTECTION, delete_load_balancers, delete_the_rest, is_protected, protected_note,
+};
 use crate::aws::annotations::key;
 use crate::aws::desired::{Desired, DesiredListener};
 use crate::aws::names::{Role, TAG_SERVICE_UID};
@@ -23,16 +25,22 @@ const TARGETS_A_CALL: usize = 200;
 type FoundLb<'a> = Found<'a, LoadBalancer, LoadBalancerDetail>;
 type FoundGroup<'a> = Found<'a, TargetGroup, TargetGroupDetail>;
 
-/// For a Service that is ours and whose desired state holds no mistake.
-pub fn serve(desired: &Desired, mut remarks: Vec<Note>, observed: &Observed<'_>) -> Decision {
-    match Serve::begin(desired, observed) {
+/// For a Service that is ours and whose desired state holds no mistake. `refused` are instances that
+/// AWS does not take as targets now; those that are targets already stay.
+pub fn serve(
+    desired: &Desired,
+    refused: &BTreeSet<String>,
+    mut remarks: Vec<Note>,
+    observed: &Observed<'_>,
+) -> Decision {
+    match Serve::begin(desired, refused, observed) {
         Ok(serve) => {
             remarks.extend(serve.remarks());
             Decision::steps(serve.steps(), remarks)
         }
-        Err(note) => {
+        Err((obstacle, note)) => {
             remarks.push(note);
-            Decision::blocked(remarks)
+            Decision::blocked(obstacle, remarks)
         }
     }
 }
@@ -40,6 +48,7 @@ pub fn serve(desired: &Desired, mut remarks: Vec<Note>, observed: &Observed<'_>)
 /// What is decided before the first step.
 struct Serve<'a> {
     desired: &'a Desired,
+    refused: &'a BTreeSet<String>,
     observed: &'a Observed<'a>,
     scheme: Scheme,
     subnets: BTreeSet<String>,
@@ -60,7 +69,11 @@ struct TargetPlan<'a> {
 }
 
 impl<'a> Serve<'a> {
-    fn begin(desired: &'a Desired, observed: &'a Observed<'a>) -> Result<Self, Note> {
+    fn begin(
+        desired: &'a Desired,
+        refused: &'a BTreeSet<String>,
+        observed: &'a Observed<'a>,
+    ) -> Result<Self, (Obstacle, Note)> {
         let existing = observed.load_balancer();
         let scheme = desired.scheme.or(existing.map(|f| f.resource.scheme)).unwrap_or(Scheme::Internal);
         let is_kept = |f: &&FoundLb<'_>| f.owner == Owner::Ours && f.resource.scheme == scheme;
@@ -76,9 +89,10 @@ impl<'a> Serve<'a> {
             (desired.subnets.as_deref(), kept.map(|f| &f.resource.subnets)),
             scheme,
             &desired.id.cluster,
-        )?;
-        let serve = Self { desired, observed, scheme, subnets, kept, name, group, targets };
-        serve.check_names()?;
+        )
+        .map_err(|note| (Obstacle::Account, note))?;
+        let serve = Self { desired, refused, observed, scheme, subnets, kept, name, group, targets };
+        serve.check_names().map_err(|note| (Obstacle::Account, note))?;
         serve.check_protection()?;
         Ok(serve)
     }
@@ -125,10 +139,12 @@ impl<'a> Serve<'a> {
         ))
     }
 
-    fn check_protection(&self) -> Result<(), Note> {
+    fn check_protection(&self) -> Result<(), (Obstacle, Note)> {
         let protected = |f: &&FoundLb<'_>| is_protected(f.detail);
+        let wanted = self.desired.attributes.get(PROTECTION).is_some_and(|value| value == "true");
+        let by = if wanted { Obstacle::Service } else { Obstacle::Account };
         match self.leaving().find(protected) {
-            Some(found) => Err(protected_note(found, "replaced")),
+            Some(found) => Err((by, protected_note(found, "replaced"))),
             None => Ok(()),
         }
     }
@@ -247,11 +263,13 @@ impl<'a> Serve<'a> {
         if !attributes.is_empty() {
             steps.push(Step::SetTargetGroupAttributes { target_group: name.clone(), attributes });
         }
-        let wanted = self.desired.targets(listener);
-        let missing: Vec<Target> = match target.kept {
-            Some(found) => wanted.difference(&found.detail.targets).cloned().collect(),
-            None => wanted.into_iter().collect(),
-        };
+        let there = target.kept.map(|f| &f.detail.targets);
+        let missing: Vec<Target> = self
+            .desired
+            .targets(listener)
+            .into_iter()
+            .filter(|t| there.is_none_or(|there| !there.contains(t)) && !self.refused.contains(&t.instance))
+            .collect();
         for targets in missing.chunks(TARGETS_A_CALL) {
             let (target_group, targets) = (name.clone(), targets.to_vec());
             steps.push(Step::RegisterTargets { target_group, targets });

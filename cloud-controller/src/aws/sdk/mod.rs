@@ -33,14 +33,13 @@ impl Sdk {
     /// With credentials from where AWS's tools look for them: environment, shared files, web
     /// identity (IRSA), EKS Pod Identity, instance metadata.
     ///
-    /// # Errors
-    /// When there are no credentials.
-    pub async fn connect(setup: &Setup) -> anyhow::Result<Self> {
+    /// Nothing is asked of AWS yet: credentials that are not there show with the first call.
+    pub async fn connect(setup: &Setup) -> Self {
         let mut loader = Self::base().region(Region::new(setup.region.clone()));
         if let Some(endpoint) = &setup.endpoint {
             loader = loader.endpoint_url(endpoint);
         }
-        Ok(Self::from_config(&loader.load().await, Budget::default()))
+        Self::from_config(&loader.load().await, Budget::default())
     }
 
     /// What every client has in common.
