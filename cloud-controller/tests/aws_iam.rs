@@ -59,6 +59,20 @@ fn what_the_policy_lets_be_changed_on_any_resource_carries_our_tag() {
     }
 }
 
+/// Whoever can tag anything can change everything that the tag guards.
+#[test]
+fn a_tag_can_be_put_on_nothing_that_the_policy_guards_by_tags() {
+    for statement in policy()["Statement"].as_array().unwrap() {
+        let sid = statement["Sid"].as_str().unwrap();
+        let tags = |a: &String| {
+            matches!(&**a, "elasticloadbalancing:AddTags" | "elasticloadbalancing:RemoveTags" | "ec2:CreateTags")
+        };
+        let free = statement["Condition"].is_null() && strings(&statement["Action"]).iter().any(tags);
+        let listeners = strings(&statement["Resource"]).iter().all(|r| r.contains(":listener/net/"));
+        assert!(!free || listeners, "{sid} allows tags on {}", statement["Resource"]);
+    }
+}
+
 /// The files that are compiled in are those that the table of operations is about.
 #[test]
 fn the_table_of_operations_names_every_call_of_the_sdk() {
