@@ -124,8 +124,8 @@ where
                     self.streaming = false;
                     continue;
                 }
-                Err(Stop::Failed(Failure::Expired)) => {
-                    tracing::info!(kind = %self.kind, "the watch expired; listing anew");
+                Err(Stop::Failed(failure @ (Failure::Expired | Failure::DeletedUnread))) => {
+                    tracing::info!(kind = %self.kind, "{failure}; listing anew");
                     self.version = None;
                 }
                 Err(Stop::Failed(failure)) => {
@@ -202,6 +202,7 @@ where
                 self.tell(object);
                 (None, version)
             }
+            Line::DeletedUnread => return Err(Failure::DeletedUnread.into()),
         };
         if let Some(listing) = listing {
             self.send(listing).await?;

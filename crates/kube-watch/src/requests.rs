@@ -33,6 +33,9 @@ pub(crate) enum Failure {
     /// The resource version is compacted away, or unknown: list anew.
     #[error("the watch expired")]
     Expired,
+    /// What it was before is known by no key: list anew.
+    #[error("an object that cannot be read was deleted")]
+    DeletedUnread,
     #[error("the API server does not stream lists")]
     CannotStream,
     #[error("{0}{hint}", hint = hint(.0))]
@@ -87,6 +90,7 @@ pub(crate) enum Line<W> {
     Delete(W),
     Bookmark { version: String, list_complete: bool },
     Unreadable { object: Unreadable, version: Option<String> },
+    DeletedUnread,
 }
 
 pub(crate) struct Lines<W> {
@@ -189,6 +193,7 @@ enum WireEvent<W> {
 
 #[derive(Deserialize)]
 struct Named {
+    #[serde(default)]
     metadata: NamedMeta,
 }
 
@@ -228,12 +233,13 @@ fn parse_line<W: DeserializeOwned>(line: &[u8]) -> Result<Line<W>, Failure> {
         Ok(event) => event,
         Err(error) => {
             return match serde_json::from_slice(line)? {
-                WireEvent::Added(Named { metadata })
-                | WireEvent::Modified(Named { metadata })
-                | WireEvent::Deleted(Named { metadata }) => Ok(Line::Unreadable {
-                    object: Unreadable::new(&metadata, &error),
-                    version: metadata.resource_version,
-                }),
+                WireEvent::Added(Named { metadata }) | WireEvent::Modified(Named { metadata }) => {
+                    Ok(Line::Unreadable {
+                        object: Unreadable::new(&metadata, &error),
+                        version: metadata.resource_version,
+                    })
+                }
+                WireEvent::Deleted(Named { .. }) => Ok(Line::DeletedUnread),
                 WireEvent::Bookmark(_) | WireEvent::Error(_) => Err(error.into()),
             };
         }
@@ -363,12 +369,14 @@ mod tests {
             "metadata": {"resourceVersion": "9", "continue": ""},
             "items": [
                 {"metadata": {"name": "a"}},
-                {"metadata": {"name": "b", "namespace": "ns"}, "status": {"addresses": 7}}
+                {"metadata": {"name": "b", "namespace": "ns"}, "status": {"addresses": 7}},
+                {"spec": 7}
             ]
         });
         let page: Page<wire::Node> = parse_page(body.to_string().as_bytes()).unwrap();
         assert_eq!(page.objects.len(), 1);
-        assert_eq!(page.unreadable.iter().map(|u| u.name.as_str()).collect::<Vec<_>>(), ["ns/b"]);
+        let names: Vec<&str> = page.unreadable.iter().map(|u| u.name.as_str()).collect();
+        assert_eq!(names, ["ns/b", "(no name)"]);
         assert_eq!((page.next, page.version.as_deref()), (None, Some("9")));
     }
 

@@ -325,6 +325,20 @@ async fn an_object_of_another_shape_is_passed_over_in_lists_and_watches() {
 }
 
 #[tokio::test]
+async fn an_object_that_took_another_shape_before_it_was_deleted_is_gone_all_the_same() {
+    let odd = json!({"metadata": {"name": "a", "resourceVersion": "12"}, "spec": 7});
+    let script = vec![
+        list(10, &[node("a", 1), node("b", 2)]),
+        Lines(vec![event("MODIFIED", odd.clone()), event("DELETED", odd)], Hold),
+        list(20, &[node("b", 2)]),
+        Lines(vec![], Hold),
+    ];
+    let mut watched = Watched::nodes(pages(), TIMES, script).await;
+    watched.expect(&["Node list started", "apply a", "apply b", "Node list ended"]).await;
+    watched.expect(&["Node list started", "apply b", "Node list ended"]).await;
+}
+
+#[tokio::test]
 async fn a_watch_ends_when_its_receiver_is_gone() {
     let mut watched = Watched::nodes(pages(), TIMES, vec![list(10, &[]), Lines(vec![], Hold)]).await;
     watched.expect(&["Node list started", "Node list ended"]).await;
