@@ -1,6 +1,6 @@
 //! The command line. Every flag is parsed into a value that cannot be wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -131,10 +131,20 @@ pub struct AwsArgs {
 }
 
 impl ClusterArgs {
-    pub fn classes(&self) -> Classes {
+    /// # Errors
+    /// When nothing here serves the default class: Services without a class would wait in silence.
+    pub fn classes(&self) -> anyhow::Result<Classes> {
         let metal = (!self.metal.endpoints.is_empty()).then_some(Provider::Metal);
         let aws = self.aws.region.is_some().then_some(Provider::Aws);
-        Classes { enabled: metal.into_iter().chain(aws).collect(), default: self.default_class }
+        let enabled: BTreeSet<Provider> = metal.into_iter().chain(aws).collect();
+        if let Some(default) = self.default_class.filter(|p| !enabled.contains(p)) {
+            bail!(
+                "--default-class {} is served by nothing here: {}",
+                default.class(),
+                default.how_to_enable()
+            );
+        }
+        Ok(Classes { enabled, default: self.default_class })
     }
 
     /// The tier; `None` with metal off.
@@ -249,11 +259,19 @@ mod tests {
 
     #[test]
     fn providers_are_on_by_their_flags() {
-        assert!(cluster(&[]).classes().enabled.is_empty());
+        assert!(cluster(&[]).classes().unwrap().enabled.is_empty());
         let both = cluster(&["--metal-endpoint", "lb-1=10.0.0.1:7443", "--aws-region", "us-east-1"]);
-        assert_eq!(both.classes().enabled, Provider::ALL.into());
-        let default = cluster(&["--default-class", "fairlead.dev/metal"]);
-        assert_eq!(default.classes().default, Some(Provider::Metal));
+        assert_eq!(both.classes().unwrap().enabled, Provider::ALL.into());
+    }
+
+    #[test]
+    fn a_default_class_needs_its_provider() {
+        let (default, on) =
+            (["--default-class", "fairlead.dev/metal"], ["--metal-endpoint", "lb-1=10.0.0.1:7443"]);
+        let both = cluster(&[default, on].concat());
+        assert_eq!(both.classes().unwrap().default, Some(Provider::Metal));
+        let error = cluster(&default).classes().unwrap_err().to_string();
+        assert!(error.contains("fairlead.dev/metal") && error.contains("--metal-endpoint"), "{error}");
     }
 
     #[test]

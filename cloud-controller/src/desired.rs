@@ -23,7 +23,7 @@ pub enum Provider {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Classes {
     pub enabled: BTreeSet<Provider>,
-    /// `--default-class`
+    /// `--default-class`; one of those enabled.
     pub default: Option<Provider>,
 }
 
@@ -82,7 +82,7 @@ impl Classes {
                 Claim::By(Provider::Aws)
             }
             None if asks_for_nlb(service) => Claim::Nobody,
-            None => self.default.filter(|p| self.enabled.contains(p)).map_or(Claim::Nobody, Claim::By),
+            None => self.default.map_or(Claim::Nobody, Claim::By),
         }
     }
 
@@ -153,7 +153,7 @@ impl Provider {
         }
     }
 
-    fn how_to_enable(self) -> &'static str {
+    pub(crate) fn how_to_enable(self) -> &'static str {
         match self {
             Self::Aws => "AWS is off: the controller runs without --aws-region",
             Self::Metal => "metal is off: the controller runs without --metal-endpoint",
@@ -198,7 +198,6 @@ mod tests {
             (Some("service.k8s.aws/nlb"), both, Some(Metal), Some(Aws), false),
             (None, both, None, None, false),
             (None, both, Some(Metal), Some(Metal), false),
-            (None, &[Aws], Some(Metal), None, false),
             (Some("io.cilium/l2-announcer"), both, Some(Metal), None, false),
             (Some("metallb"), both, Some(Metal), None, false),
             (Some("fairlead.dev/metall"), both, Some(Metal), None, true),

@@ -65,7 +65,7 @@ struct Planner {
 
 impl Planner {
     async fn new(cluster: &ClusterArgs, world: &World, pools: &Pools) -> anyhow::Result<Self> {
-        let (classes, hosts) = (cluster.classes(), cluster.metal.hosts()?);
+        let (classes, hosts) = (cluster.classes()?, cluster.metal.hosts()?);
         let mut tier = Tier::new(&cluster.cluster_name, MemberKey::new([0; 32]), hosts, 0, Instant::now());
         tier.set_pools(pools.parsed());
         adopt(&mut tier, world, &classes);

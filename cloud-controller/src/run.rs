@@ -47,7 +47,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let cancel = shutdown.token();
     let RunArgs { cluster, election, metrics_listen, log_format: _ } = args;
     let (metal, aws) = (cluster.metal_setup()?, cluster.aws.setup(&cluster.cluster_name)?);
-    let timing = election.timing()?;
+    let (classes, timing) = (cluster.classes()?, election.timing()?);
     let identity = identity(election.identity)?;
     let client = kube_watch::client(cluster.kubeconfig.as_deref()).await?;
 
@@ -95,7 +95,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let state = State {
         world: Arc::default(),
         pools: Pools::default(),
-        classes: cluster.classes(),
+        classes,
         metal,
         aws,
         writers: Writers::new(&client, &identity),

@@ -65,7 +65,10 @@ fn a_tag_can_be_put_on_nothing_that_the_policy_guards_by_tags() {
     for statement in policy()["Statement"].as_array().unwrap() {
         let sid = statement["Sid"].as_str().unwrap();
         let tags = |a: &String| {
-            matches!(&**a, "elasticloadbalancing:AddTags" | "elasticloadbalancing:RemoveTags" | "ec2:CreateTags")
+            matches!(
+                &**a,
+                "elasticloadbalancing:AddTags" | "elasticloadbalancing:RemoveTags" | "ec2:CreateTags"
+            )
         };
         let free = statement["Condition"].is_null() && strings(&statement["Action"]).iter().any(tags);
         let listeners = strings(&statement["Resource"]).iter().all(|r| r.contains(":listener/net/"));

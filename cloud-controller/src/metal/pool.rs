@@ -54,6 +54,23 @@ impl Pool {
         }
     }
 
+    /// Adds to the problems which addresses others of `pools` offer too. Nobody gets one twice, but
+    /// which pool it came from is anybody's guess.
+    #[must_use]
+    pub fn telling_of_overlaps(mut self, pools: &[Self]) -> Self {
+        let others = pools.iter().filter(|other| other.name != self.name);
+        let shared = others.flat_map(|other| {
+            let pairs = self.ranges.iter().flat_map(|mine| other.ranges.iter().map(move |r| (mine, r)));
+            pairs.filter(|(mine, theirs)| mine.overlaps(theirs)).map(|(mine, theirs)| {
+                let name = &other.name;
+                format!("{mine} overlaps {theirs} of IPAddressPool {name}: addresses in both count twice")
+            })
+        });
+        let problems: Vec<String> = self.problem.iter().cloned().chain(shared).collect();
+        self.problem = (!problems.is_empty()).then(|| problems.join("; "));
+        self
+    }
+
     /// Whether the pool hands this address out.
     pub fn offers(&self, ip: IpAddr) -> bool {
         self.ranges.iter().any(|r| r.contains(ip)) && !(self.avoid_buggy && is_buggy(ip))

@@ -49,8 +49,11 @@ impl Pools {
         self.synced
     }
 
+    /// By name. Pools that share addresses work, and say so.
     pub fn parsed(&self) -> Vec<Pool> {
-        self.pools.iter().map(|(name, pool)| Pool::parse(name, &pool.spec)).collect()
+        let pools: Vec<Pool> = self.pools.iter().map(|(name, pool)| Pool::parse(name, &pool.spec)).collect();
+        let told = |pool: &Pool| pool.clone().telling_of_overlaps(&pools);
+        pools.iter().map(told).collect()
     }
 
     /// The status that a pool shows.
@@ -82,6 +85,22 @@ mod tests {
         assert!(!pools.apply(Listing::Apply(pool("b", "10.0.1.0/24"))), "the same again");
         assert!(pools.apply(Listing::Ended));
         assert_eq!(pools.parsed().iter().map(|p| p.name.to_string()).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn pools_that_share_addresses_say_so_both() {
+        let mut pools = Pools::default();
+        for (name, addresses) in [("a", "10.0.0.0/24"), ("b", "10.0.0.200-10.0.1.9"), ("c", "10.0.2.0/24")] {
+            pools.apply(Listing::Apply(pool(name, addresses)));
+        }
+        let problems: Vec<String> = pools.parsed().into_iter().filter_map(|p| p.problem).collect();
+        assert_eq!(
+            problems,
+            [
+                "10.0.0.0-10.0.0.255 overlaps 10.0.0.200-10.0.1.9 of IPAddressPool b: addresses in both count twice",
+                "10.0.0.200-10.0.1.9 overlaps 10.0.0.0-10.0.0.255 of IPAddressPool a: addresses in both count twice",
+            ]
+        );
     }
 
     #[test]
