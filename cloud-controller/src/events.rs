@@ -55,8 +55,9 @@ impl Events {
                 Severity::Normal => tracing::info!(service = %service.name, "{note}"),
                 Severity::Warning => tracing::warn!(service = %service.name, "{note}"),
             }
-            if let Err(error) = self.write(service, note, name, count).await {
+            if let Err(error) = self.write(service, note, name.clone(), count).await {
                 tracing::warn!(service = %service.name, "writing an Event: {error}");
+                self.ledger.lock().unwrap_or_else(PoisonError::into_inner).take_back(&name);
             }
         }
     }
@@ -126,6 +127,11 @@ impl Ledger {
         self.told.insert(name.to_owned(), (now, count + 1));
         Some(count + 1)
     }
+
+    /// It could not be told: the next occasion is as good as this one.
+    fn take_back(&mut self, name: &str) {
+        self.told.remove(name);
+    }
 }
 
 fn event_name(service: &Service, note: &Note) -> String {
@@ -167,6 +173,8 @@ mod tests {
         assert_eq!(ledger.admit("b", at(599)), Some(1));
         assert_eq!(ledger.admit("a", at(600)), Some(2));
         assert_eq!(ledger.admit("a", at(5000)), Some(1), "long forgotten");
+        ledger.take_back("a");
+        assert_eq!(ledger.admit("a", at(5001)), Some(1), "it could not be written");
     }
 
     #[test]

@@ -188,7 +188,12 @@ impl<'a> Lead<'a> {
                 self.queue.finished(provider, &name, &Outcome::Converged, now);
                 continue;
             };
-            let (providers, world) = (self.providers.clone(), Arc::clone(&self.state.world));
+            // Who holds the World makes the next change copy it, and metal is told of nodes anyhow.
+            let world = match provider {
+                Provider::Metal => Arc::default(),
+                Provider::Aws => Arc::clone(&self.state.world),
+            };
+            let providers = self.providers.clone();
             let job = self.jobs.spawn(async move { providers.run(provider, work, &service, &world).await });
             self.running.insert(job.id(), ((provider, name), now));
         }

@@ -44,7 +44,7 @@ fn the_flags_of_the_deployment_are_flags_of_the_program() {
     else {
         panic!("the Deployment must run")
     };
-    assert_eq!(run.cluster.classes().enabled, [Provider::Metal].into());
+    assert_eq!(run.cluster.classes().unwrap().enabled, [Provider::Metal].into());
     assert_eq!(run.cluster.metal_setup().unwrap().unwrap().endpoints.len(), 2);
 }
 

@@ -132,6 +132,19 @@ async fn a_host_of_another_ca_is_told_nothing() {
 }
 
 #[tokio::test]
+async fn a_host_under_another_name_is_told_nothing() {
+    let (ca, folder) = (Ca::new(), tempfile::tempdir().unwrap());
+    // As with two endpoints mixed up, and certificates that name addresses.
+    let swapped = ca.host("lb-2", "127.0.0.1").await;
+    let files = ca.client_files(folder.path(), "fairlead-cloud-controller");
+    let controller = Controller::new(&[("lb-1", swapped.address)], &files);
+    controller.begin().await;
+    let trouble = controller.trouble("lb-1").unwrap();
+    assert!(trouble.contains("calls itself \"lb-2\"") && trouble.contains("lb-1="), "{trouble}");
+    assert_eq!(generation_of(&swapped), None);
+}
+
+#[tokio::test]
 async fn a_missing_file_is_named() {
     let (ca, folder) = (Ca::new(), tempfile::tempdir().unwrap());
     let host = ca.host("lb-1", "lb-1").await;

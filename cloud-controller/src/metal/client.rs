@@ -53,7 +53,15 @@ impl HostClient {
         if status != StatusCode::OK {
             return Err(format!("GET /v1/state answered {status}: {}", text(&body)));
         }
-        serde_json::from_slice(&body).map_err(|e| format!("GET /v1/state: not a state: {e}"))
+        let state: HostState =
+            serde_json::from_slice(&body).map_err(|e| format!("GET /v1/state: not a state: {e}"))?;
+        if state.host != self.name {
+            return Err(format!(
+                "it calls itself {:?} (metal-lb run --name), so it would not find itself in its configuration:                  correct the name in --metal-endpoint {}={}, or there",
+                state.host, self.name, self.address
+            ));
+        }
+        Ok(state)
     }
 
     async fn request(
