@@ -12,7 +12,10 @@ async fn main() -> ExitCode {
             daemon::log::init(args.log_format);
             cloud_controller::run::run(args).await
         }
-        Verb::Plan(args) => cloud_controller::plan_verb::run(args).await,
+        Verb::Plan(args) => {
+            daemon::log::init(daemon::log::LogFormat::Text);
+            cloud_controller::plan_verb::run(args).await
+        }
     };
     daemon::exit_code("cloud-controller", ended)
 }

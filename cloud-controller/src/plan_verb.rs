@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use kube::{Api, Client};
@@ -22,6 +22,9 @@ use crate::metal::provider::adopt;
 use crate::metal::tier::Tier;
 use crate::plan::Plan;
 use crate::providers::Work;
+
+/// How long the lists of a large cluster may take.
+const READ_CLUSTER: Duration = Duration::from_secs(60);
 
 /// # Errors
 /// What cannot be read, and a Service that is not there.
@@ -139,7 +142,15 @@ fn config() -> WatchConfig {
     WatchConfig { services: true, slices: false, nodes: Nodes::All, detail: Detail::Full }
 }
 
+/// Watches try again for ever; a person who waits for a plan wants to know.
 async fn read_cluster(client: Client, with_pools: bool) -> anyhow::Result<(World, Pools)> {
+    client.apiserver_version().await.context("the API server does not answer: is --kubeconfig right?")?;
+    let reading = tokio::time::timeout(READ_CLUSTER, list_cluster(client, with_pools));
+    let seconds = READ_CLUSTER.as_secs();
+    reading.await.with_context(|| format!("the cluster could not be read within {seconds} s; see above"))?
+}
+
+async fn list_cluster(client: Client, with_pools: bool) -> anyhow::Result<(World, Pools)> {
     let (tx, mut changes) = mpsc::channel(256);
     let watching = tokio::spawn(watch(Source::Kube(client.clone()), config(), tx));
     let mut world = World::default();

@@ -140,6 +140,10 @@ async fn control(
                 continue;
             }
         };
+        // What has arrived may hold records of the leader before: nothing is decided without it.
+        if let Some(received) = state.changes.try_receive() {
+            received.apply(&mut state);
+        }
         let (mut lost, watching) = (role.clone(), role.clone());
         state.metrics.leads(true);
         let led = tokio::select! {

@@ -77,6 +77,12 @@ impl Changes {
             else => anyhow::bail!("the watches ended"),
         }
     }
+
+    /// What has arrived already.
+    pub(crate) fn try_receive(&mut self) -> Option<Received> {
+        let world = self.world.try_recv().ok().map(Received::World);
+        world.or_else(|| self.pools.try_recv().ok().map(|pool| Received::Pool(Box::new(pool))))
+    }
 }
 
 impl Received {
@@ -91,8 +97,7 @@ impl Received {
                 }
                 Received::Pool(pool) => state.pools_changed |= state.pools.apply(*pool),
             }
-            let world = state.changes.world.try_recv().ok().map(Received::World);
-            next = world.or_else(|| state.changes.pools.try_recv().ok().map(|p| Received::Pool(Box::new(p))));
+            next = state.changes.try_receive();
         }
     }
 }
