@@ -16,6 +16,7 @@ use serde_json::json;
 use service_model::Service;
 use sha2::{Digest, Sha256};
 
+use crate::marks::{MarkError, answer};
 use crate::plan::{Note, Severity};
 
 const CONTROLLER: &str = "fairlead.dev/cloud-controller";
@@ -62,24 +63,18 @@ impl Events {
         }
     }
 
-    async fn write(
-        &self,
-        service: &Service,
-        note: &Note,
-        name: String,
-        count: i32,
-    ) -> Result<(), kube::Error> {
+    async fn write(&self, service: &Service, note: &Note, name: String, count: i32) -> Result<(), MarkError> {
         let api = Api::<Event>::namespaced(self.client.clone(), service.name.namespace());
         let now = MicroTime(Timestamp::now());
         if count == 1 {
             let event = self.event(service, note, &name, now.clone());
-            match api.create(&PostParams::default(), &event).await {
-                Err(kube::Error::Api(status)) if status.code == 409 => {}
+            match answer(api.create(&PostParams::default(), &event)).await {
+                Err(MarkError::Conflict) => {}
                 other => return other.map(drop),
             }
         }
         let series = json!({ "series": { "count": count.max(2), "lastObservedTime": now } });
-        api.patch(&name, &PatchParams::default(), &Patch::Merge(series)).await.map(drop)
+        answer(api.patch(&name, &PatchParams::default(), &Patch::Merge(series))).await.map(drop)
     }
 
     fn event(&self, service: &Service, note: &Note, name: &str, now: MicroTime) -> Event {

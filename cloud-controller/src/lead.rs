@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::aws;
 use crate::desired::Provider;
 use crate::election::Role;
+use crate::marks::answer;
 use crate::metal;
 use crate::metal::crds::{IPAddressPool, IPAddressPoolStatus};
 use crate::plan::Outcome;
@@ -269,7 +270,7 @@ async fn write_pool_status(api: &Api<IPAddressPool>, name: &str, status: &IPAddr
         fields["problem"] = serde_json::Value::Null;
     }
     let patch = Patch::Merge(json!({ "status": fields }));
-    if let Err(error) = api.patch_status(name, &PatchParams::default(), &patch).await {
+    if let Err(error) = answer(api.patch_status(name, &PatchParams::default(), &patch)).await {
         tracing::warn!(pool = %name, "writing the pool's status: {error}");
     }
 }

@@ -2,6 +2,7 @@
 //! of anybody else's, and carry the UID, so that a later Service of the same name is never meant.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -16,9 +17,14 @@ use crate::metal::plan::ALLOCATED_IPS;
 /// Other controllers write a new Service too; losing against them twice is no reason to wait.
 const RECORD_TRIES: u32 = 3;
 
+/// The API server answers within milliseconds, or the connection hangs: a job that waits for ever
+/// would keep its Service from every later one.
+const PATIENCE: Duration = Duration::from_secs(15);
+
 #[derive(Clone)]
 pub struct Marks {
     client: Client,
+    patience: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -29,13 +35,31 @@ pub enum MarkError {
     /// Somebody wrote the Service at the same time.
     #[error("the Service changed meanwhile")]
     Conflict,
+    #[error("the API server did not answer in time")]
+    Silence,
     #[error(transparent)]
     Api(kube::Error),
 }
 
+/// The answer of the API server, or [`MarkError::Silence`].
+///
+/// # Errors
+/// [`MarkError`]
+pub(crate) async fn answer<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, MarkError> {
+    answer_within(PATIENCE, call).await
+}
+
+async fn answer_within<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, MarkError> {
+    let answer = tokio::time::timeout(patience, call).await.map_err(|_| MarkError::Silence)?;
+    answer.map_err(MarkError::from)
+}
+
 impl Marks {
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, patience: PATIENCE }
     }
 
     /// Writes the address and the metal finalizer in one patch. It fails when the record is no
@@ -45,7 +69,8 @@ impl Marks {
     /// [`MarkError`]
     pub async fn record(&self, service: &Service, ip: IpAddr) -> Result<(), MarkError> {
         for _ in 0..RECORD_TRIES {
-            let found = self.api(&service.name).get_metadata(service.name.name()).await?.metadata;
+            let api = self.api(&service.name);
+            let found = answer_within(self.patience, api.get_metadata(service.name.name())).await?.metadata;
             let Some(patch) = record_patch(service, ip, &found)? else { return Ok(()) };
             match self.patch(&service.name, &patch).await {
                 Err(MarkError::Conflict) => {}
@@ -76,7 +101,8 @@ impl Marks {
 
     async fn patch(&self, service: &ServiceName, patch: &Value) -> Result<(), MarkError> {
         let api = self.api(service);
-        api.patch_metadata(service.name(), &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
+        answer_within(self.patience, api.patch_metadata(service.name(), &params, &patch)).await?;
         Ok(())
     }
 
@@ -168,6 +194,19 @@ mod tests {
         assert!(record_patch(&service, ip, &foreign).unwrap().is_some(), "known and replaced on purpose");
         service.uid = "u-2".into();
         assert!(matches!(record_patch(&service, ip, &foreign), Err(MarkError::Gone)));
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_never_answers_costs_a_try_and_no_more() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let client = Client::try_from(kube::Config::new(uri)).unwrap();
+        let marks = Marks { client, patience: Duration::from_millis(50) };
+        let service = Service::new(service_model::ObjectName::new("shop", "web"));
+        let silent = |result| matches!(result, Err(MarkError::Silence));
+        assert!(silent(marks.record(&service, "10.0.0.1".parse().unwrap()).await));
+        assert!(silent(marks.add_finalizer(&service, Provider::Aws).await));
+        assert!(silent(marks.remove(&service, Provider::Aws).await));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use service_model::{Ingress, IpMode, Service};
 
-use crate::marks::MarkError;
+use crate::marks::{MarkError, answer};
 
 #[derive(Clone)]
 pub struct StatusWriter {
@@ -25,9 +25,8 @@ impl StatusWriter {
     pub async fn write(&self, service: &Service, ingress: &[Ingress]) -> Result<bool, MarkError> {
         let Some(patch) = patch(service, ingress) else { return Ok(false) };
         let api = Api::<v1::Service>::namespaced(self.client.clone(), service.name.namespace());
-        let written =
-            api.patch_status(service.name.name(), &PatchParams::default(), &Patch::Merge(&patch)).await;
-        match written.map_err(MarkError::from) {
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        match answer(api.patch_status(service.name.name(), &params, &patch)).await {
             Ok(_) => Ok(true),
             Err(MarkError::Gone) => Ok(false),
             Err(error) => Err(error),

@@ -9,6 +9,7 @@ use kube::{Api, Client};
 use metal_lb_api::MemberKey;
 
 use super::tls::random_key;
+use crate::marks::{MarkError, answer};
 
 /// In the leader-election namespace.
 pub const SECRET_NAME: &str = "fairlead-metal-member-key";
@@ -20,13 +21,14 @@ const DATA_KEY: &str = "member-key";
 /// When the Secret cannot be read or created, or holds something else.
 pub async fn member_key(client: Client, namespace: &str) -> anyhow::Result<MemberKey> {
     let api = Api::<Secret>::namespaced(client, namespace);
-    if let Some(secret) = api.get_opt(SECRET_NAME).await.context("reading the Secret of the member key")? {
+    let found = answer(api.get_opt(SECRET_NAME)).await.context("reading the Secret of the member key")?;
+    if let Some(secret) = found {
         return parse(&secret);
     }
-    match api.create(&PostParams::default(), &secret_of(random_key()?)).await {
+    match answer(api.create(&PostParams::default(), &secret_of(random_key()?))).await {
         Ok(secret) => parse(&secret),
         // Another replica was faster.
-        Err(kube::Error::Api(status)) if status.code == 409 => parse(&api.get(SECRET_NAME).await?),
+        Err(MarkError::Conflict) => parse(&answer(api.get(SECRET_NAME)).await?),
         Err(error) => Err(error).context("creating the Secret of the member key"),
     }
 }
