@@ -1,6 +1,7 @@
 //! A control plane with many Services, and a host that answers for all their endpoints.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt};
@@ -13,10 +14,12 @@ use lab::netns::Netns;
 use lab::network::{self, Host, Switch};
 use lab::spawn::Spawner;
 use lab::sweep::Ground;
+use lab::wait;
 use serde_json::json;
 use socket2::{Domain, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::progress;
 
@@ -67,11 +70,19 @@ impl Cluster {
     }
 
     /// An empty machine whose packets reach the endpoints and the API server.
-    pub(crate) fn machine(&self, run: usize) -> Result<Host> {
+    pub(crate) async fn machine(&self, run: usize) -> Result<Host> {
         // Names and addresses are used again much later: a namespace goes in the background.
         let host = self.switch.attach(&format!("run-{run}"), BACKENDS + 1 + u8::try_from(run % 150)?)?;
         host.netns.ip(&format!("route add {ENDPOINTS} via {}", self.backends.v4()))?;
         host.netns.sysctl(&[("ipv4/ip_forward", "1"), ("ipv4/ip_local_port_range", "1024 65535")])?;
+        // The first packet of a new link may be lost, and would be sent again much later.
+        let vip = *self.vips.first().context("there are Services")?;
+        wait::until("the network refuses a VIP that nobody serves", Duration::from_secs(10), async || {
+            let refused = timeout(Duration::from_millis(50), reached(&host.netns, vip)).await?;
+            ensure!(refused.is_err(), "{vip} answers");
+            Ok(())
+        })
+        .await?;
         Ok(host)
     }
 

@@ -39,7 +39,7 @@ impl Contender {
     }
 
     pub(crate) async fn start(self, cluster: &Cluster, run: usize) -> Result<Running> {
-        let host = cluster.machine(run)?;
+        let host = cluster.machine(run).await?;
         let name = format!("{}-{run}", self.name());
         let (program, arguments) = match self {
             Self::NodeAgent => {

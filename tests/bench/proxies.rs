@@ -14,7 +14,7 @@ use crate::{Plan, progress};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// VIPs that are looked at beside the first and the last.
