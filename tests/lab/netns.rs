@@ -10,6 +10,7 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::{self, Runtime};
 
 /// Where `ip netns` keeps its namespaces, so that a person can enter ours by name.
 const DIRECTORY: &str = "/run/netns";
@@ -73,6 +74,22 @@ impl Netns {
             });
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// A runtime of one thread that lives inside: every socket that its tasks open does too.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn runtime(self: &Arc<Self>) -> io::Result<Runtime> {
+        let netns = Arc::clone(self);
+        runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name(&self.name)
+            .enable_all()
+            .on_thread_start(move || {
+                setns(&netns.file, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace it made");
+            })
+            .build()
     }
 
     /// A non-blocking socket that lives in the namespace.

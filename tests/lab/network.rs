@@ -183,6 +183,39 @@ pub fn make_node(host: &Host, nodes: &[Host]) -> Result<()> {
     host.netns.ip(&pod_routes(nodes, Some(&host.name)))
 }
 
+/// The node's end of every pod's cable has this number in the pod network.
+pub const GATEWAY: u8 = 1;
+
+/// Plugs a pod into its node, by a cable that is named so at the node: a routed point-to-point
+/// link, as with Calico or kindnet. All that the pod sends, also to a pod beside it, is forwarded
+/// by its node, so Services work between neighbours without br_netfilter.
+///
+/// # Errors
+/// When the kernel refuses the cable, an address or a route.
+pub fn plug_pod(node: &Host, pods: PodNetwork, number: u8, pod: &Netns, cable: &str) -> Result<()> {
+    let (v4, v6) = (pods.v4(number), pods.v6(number));
+    let (gateway4, gateway6) = (pods.v4(GATEWAY), pods.v6(GATEWAY));
+    node.netns.ip(&format!(
+        "link add {cable} numrxqueues 1 numtxqueues 1 type veth peer name {UPLINK} netns {} numrxqueues 1 numtxqueues 1
+         addr add {gateway4}/32 dev {cable}
+         addr add {gateway6}/128 dev {cable} nodad
+         link set {cable} up
+         route add {v4}/32 dev {cable}
+         route add {v6}/128 dev {cable}",
+        pod.name(),
+    ))?;
+    pod.ip(&format!(
+        "addr add {v4}/32 dev {UPLINK}
+         addr add {v6}/128 dev {UPLINK} nodad
+         link set {UPLINK} up
+         route add {gateway4} dev {UPLINK} scope link
+         route add {gateway6} dev {UPLINK}
+         route add default via {gateway4} src {v4}
+         route add default via {gateway6} src {v6}"
+    ))?;
+    whole_checksums(pod, UPLINK)
+}
+
 /// Gives the client its further addresses, and ports enough for many short connections.
 ///
 /// # Errors

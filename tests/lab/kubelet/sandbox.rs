@@ -1,8 +1,4 @@
 //! A pod's network: a namespace with a cable to its node, or the node's own.
-//!
-//! Every pod hangs on a routed point-to-point link, as with Calico or kindnet: all that it sends,
-//! also to a pod beside it, is forwarded by its node, so Services work between neighbours without
-//! br_netfilter.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,10 +8,7 @@ use anyhow::{Context, Result};
 
 use super::Machine;
 use crate::netns::Netns;
-use crate::network::{self, UPLINK};
-
-/// The node's end of every pod's cable has this number in the pod network.
-const GATEWAY: u8 = 1;
+use crate::network::{self, GATEWAY};
 
 /// Where a pod's containers run.
 #[derive(Debug)]
@@ -37,27 +30,8 @@ impl Sandbox {
         let netns = Netns::create(&format!("fl-{}-{pod}", machine.lab_id))?;
         let number = lease.number;
         let (v4, v6) = (machine.pods.v4(number), machine.pods.v6(number));
-        let (gateway4, gateway6) = (machine.pods.v4(GATEWAY), machine.pods.v6(GATEWAY));
         let cable = format!("pod{}", uid.split('-').next().unwrap_or(uid));
-        machine.host.netns.ip(&format!(
-            "link add {cable} numrxqueues 1 numtxqueues 1 type veth peer name {UPLINK} netns {} numrxqueues 1 numtxqueues 1
-             addr add {gateway4}/32 dev {cable}
-             addr add {gateway6}/128 dev {cable} nodad
-             link set {cable} up
-             route add {v4}/32 dev {cable}
-             route add {v6}/128 dev {cable}",
-            netns.name(),
-        ))?;
-        netns.ip(&format!(
-            "addr add {v4}/32 dev {UPLINK}
-             addr add {v6}/128 dev {UPLINK} nodad
-             link set {UPLINK} up
-             route add {gateway4} dev {UPLINK} scope link
-             route add {gateway6} dev {UPLINK}
-             route add default via {gateway4} src {v4}
-             route add default via {gateway6} src {v6}"
-        ))?;
-        network::whole_checksums(&netns, UPLINK)?;
+        network::plug_pod(&machine.host, machine.pods, number, &netns, &cable)?;
         Ok(Self { netns, addresses: vec![v4.into(), v6.into()], _lease: Some(lease) })
     }
 }

@@ -1,0 +1,204 @@
+//! Many cases at once: into the API server, through both programs, and asked from everywhere.
+
+mod objects;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use futures::stream::{self, StreamExt};
+use k8s_openapi::api::core::v1::Service;
+use lab::wait;
+use service_model::Protocol;
+
+use crate::cases::Case;
+use crate::features::{Feature, Settings};
+use crate::flows::{self, Flow};
+use crate::lab_of_two::LabOfTwo;
+use crate::meant;
+use crate::probe::{self, Call};
+use crate::twin::{Source, Twin};
+use crate::verdict::{Outcome, Verdict};
+
+/// Flows that each source asks about at the same time.
+const AT_ONCE: usize = 48;
+
+/// The kernel answers in well under a millisecond. What was only slow is asked again.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Two retransmissions of a SYN.
+const MORE_PATIENCE: Duration = Duration::from_millis(3500);
+
+/// How often the twins are asked again where they do not agree.
+const ROUNDS: usize = 3;
+
+const CATCH_UP: Duration = Duration::from_secs(60);
+
+/// No Service has these: the allocator has not come that far.
+const UNALLOCATED: [&str; 2] = ["10.111.255.250", "fd00:10:96::fff0"];
+
+/// A flow whose fate depends on the program.
+#[derive(Debug, Clone)]
+pub(crate) struct Difference {
+    pub flow: Flow,
+    pub kube_proxy: Verdict,
+    pub node_agent: Verdict,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Judged {
+    pub flows: usize,
+    /// How many flows met which kind of fate.
+    fates: BTreeMap<&'static str, usize>,
+    meant: BTreeSet<&'static str>,
+    differences: Vec<Difference>,
+    /// Until the programs had caught up, and then until everything was asked once.
+    times: [Duration; 2],
+}
+
+impl LabOfTwo {
+    /// Both twins' verdicts on every flow of the cases.
+    ///
+    /// # Errors
+    /// When the API server refuses an object, or a program does not catch up.
+    pub(crate) async fn judge(&self, cases: &[Case], settings: &Settings) -> Result<Judged> {
+        let started = Instant::now();
+        let services = self.load(cases).await?;
+        let loaded = started.elapsed();
+        let flows = self.flows(&services, settings)?;
+        for twin in self.twins() {
+            twin.forget_connections()?;
+        }
+        let mut judged = Judged { flows: flows.len(), ..Judged::default() };
+        let mut asked: Vec<Asked> = flows.into_iter().map(Asked::new).collect();
+        self.ask(&mut asked, PATIENCE).await?;
+        judged.count(&asked);
+        judged.times = [loaded, started.elapsed() - loaded];
+        for _ in 0..ROUNDS {
+            asked.retain(|asked| {
+                !meant::same(&services[asked.flow.case], &asked.verdicts[0], &asked.verdicts[1])
+            });
+            self.ask(&mut asked, MORE_PATIENCE).await?;
+        }
+        for Asked { flow, verdicts: [theirs, ours] } in asked {
+            let service = &services[flow.case];
+            if meant::same(service, &theirs, &ours) {
+                continue;
+            }
+            match meant::exception(service, &flow, &[&theirs, &ours]) {
+                Some(heading) => drop(judged.meant.insert(heading)),
+                None => judged.differences.push(Difference { flow, kube_proxy: theirs, node_agent: ours }),
+            }
+        }
+        Ok(judged)
+    }
+
+    fn flows(&self, services: &[Service], settings: &Settings) -> Result<Vec<Flow>> {
+        let node = self.kube_proxy.node.addresses();
+        let mut flows = Vec::new();
+        for (case, service) in services.iter().enumerate() {
+            flows.extend(flows::of_service(case, service, node, settings)?);
+        }
+        if settings.has(Feature::UnallocatedAddresses) && !services.is_empty() {
+            let addresses = UNALLOCATED.map(|ip| ip.parse().expect("an address is written there"));
+            flows.extend(flows::of_nobody(0, &addresses));
+        }
+        Ok(flows)
+    }
+
+    async fn ask(&self, asked: &mut [Asked], patience: Duration) -> Result<()> {
+        let [theirs, ours] = self.twins();
+        let (theirs, ours) =
+            tokio::try_join!(ask_twin(theirs, 0, asked, patience), ask_twin(ours, 1, asked, patience))?;
+        for (asked, verdicts) in asked.iter_mut().zip(theirs.into_iter().zip(ours)) {
+            asked.verdicts = verdicts.into();
+        }
+        Ok(())
+    }
+
+    /// Returns once both programs serve the addresses, which are those of the Service made last.
+    async fn await_twins(&self, addresses: &[IpAddr]) -> Result<()> {
+        for twin in self.twins() {
+            for ip in addresses {
+                let call =
+                    Call { source: None, destination: SocketAddr::new(*ip, 80), protocol: Protocol::Tcp };
+                let what = format!("{} serves the last Service", twin.node.netns.name());
+                wait::until(&what, CATCH_UP, async || {
+                    let tried = twin.handle(Source::Node).spawn(call.once(PATIENCE)).await?;
+                    match tried {
+                        Outcome::Reached { .. } => Ok(()),
+                        other => bail!("{call:?}: {other}"),
+                    }
+                })
+                .await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A flow, and what both twins made of it so far.
+struct Asked {
+    flow: Flow,
+    verdicts: [Verdict; 2],
+}
+
+impl Asked {
+    fn new(flow: Flow) -> Self {
+        Self { flow, verdicts: Default::default() }
+    }
+}
+
+/// The verdicts of one twin, in order. All sources ask at the same time.
+async fn ask_twin(twin: &Twin, which: usize, asked: &[Asked], patience: Duration) -> Result<Vec<Verdict>> {
+    let tasks = Source::ALL.map(|source| {
+        let of_source = asked.iter().enumerate().filter(|(_, asked)| asked.flow.source == source);
+        let calls: Vec<(usize, Call, [Verdict; 2])> = of_source
+            .map(|(nth, asked)| {
+                (nth, asked.flow.call(), [which, 1 - which].map(|twin| asked.verdicts[twin].certain()))
+            })
+            .collect();
+        let verdicts = stream::iter(calls).map(move |(nth, call, [before, elsewhere])| async move {
+            (nth, probe::verdict(call, patience, before, &elsewhere).await)
+        });
+        twin.handle(source).spawn(verdicts.buffer_unordered(AT_ONCE).collect::<Vec<_>>())
+    });
+    let mut verdicts = vec![Verdict::default(); asked.len()];
+    for task in tasks {
+        for (nth, verdict) in task.await.context("asking")? {
+            verdicts[nth] = verdict;
+        }
+    }
+    Ok(verdicts)
+}
+
+impl Judged {
+    /// The cases that the twins do not agree on.
+    pub(crate) fn different_cases(&self) -> BTreeSet<usize> {
+        self.differences.iter().map(|difference| difference.flow.case).collect()
+    }
+
+    pub(crate) fn of_case(&self, case: usize) -> Vec<Difference> {
+        self.differences.iter().filter(|difference| difference.flow.case == case).cloned().collect()
+    }
+
+    fn count(&mut self, asked: &[Asked]) {
+        for outcome in asked.iter().flat_map(|asked| asked.verdicts[0].0.first()) {
+            *self.fates.entry(outcome.kind()).or_default() += 1;
+        }
+    }
+}
+
+impl fmt::Display for Judged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} flows (", self.flows)?;
+        for (nth, (kind, count)) in self.fates.iter().enumerate() {
+            write!(f, "{}{count} {kind}", if nth == 0 { "" } else { ", " })?;
+        }
+        let [loaded, asked] = self.times.map(|time| time.as_secs_f32());
+        write!(f, "), {} differ; loaded in {loaded:.1} s, asked in {asked:.1} s", self.differences.len())?;
+        self.meant.iter().try_for_each(|heading| write!(f, "; meant: {heading}"))
+    }
+}

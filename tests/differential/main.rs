@@ -1,0 +1,68 @@
+//! Two nodes that are alike in everything, one with the real kube-proxy and one with node-agent:
+//! every flow must have the same fate on both. See `README.md`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells what it does")]
+
+mod batch;
+mod cases;
+mod endpoints;
+mod features;
+mod findings;
+mod flows;
+mod generate;
+mod lab_of_two;
+mod meant;
+mod probe;
+mod shrink;
+mod twin;
+mod verdict;
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use cases::Case;
+use features::Settings;
+use generate::Generator;
+use lab_of_two::LabOfTwo;
+
+/// As many Services as the programs have to take in at once.
+const BATCH: usize = 250;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_nodes_give_every_flow_the_same_fate() -> Result<()> {
+    let settings = Settings::from_environment()?;
+    let started = Instant::now();
+    let lab = LabOfTwo::start().await?;
+    println!("the twins run after {:.1} s; {settings}", started.elapsed().as_secs_f32());
+
+    let mut failures = 0;
+    let fixtures = cases::fixtures(&settings.features)?;
+    let judged = lab.judge(&fixtures, &settings).await?;
+    println!("{} fixtures: {judged}", fixtures.len());
+    for case in judged.different_cases() {
+        failures += 1;
+        println!("{}", findings::describe(&fixtures[case], &judged.of_case(case)));
+    }
+
+    let mut generator = Generator::new(&settings);
+    let mut left = settings.cases;
+    while left > 0 {
+        let mut trees = generator.trees(left.min(BATCH))?;
+        left -= trees.len();
+        let cases: Vec<Case> = trees.iter().map(|tree| generator.case(tree)).collect();
+        let judged = lab.judge(&cases, &settings).await?;
+        println!("{} cases: {judged}, {:.1} s so far", cases.len(), started.elapsed().as_secs_f32());
+        for case in judged.different_cases() {
+            failures += 1;
+            let whole = (cases[case].clone(), judged.of_case(case));
+            let (case, differences) = match failures {
+                ..=shrink::MOST => {
+                    shrink::shrink(&lab, &settings, &generator, &mut trees[case], whole).await?
+                }
+                _ => whole,
+            };
+            println!("{}", findings::keep(&lab, failures, &case, &differences)?);
+        }
+    }
+    ensure!(failures == 0, "{failures} cases differ; {settings}");
+    Ok(())
+}
