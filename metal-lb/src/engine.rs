@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::ReadyToken;
-use metal_lb_api::{Config, HostState};
+use metal_lb_api::Config;
 use tokio::sync::watch;
 
 use crate::desired::Desired;
@@ -18,8 +18,9 @@ use crate::members::transport::{Heard, Tier};
 use crate::members::{Members, Ownership, Standing};
 use crate::metrics::Events;
 use crate::neighbours::{Neighbours, NextHop};
-use crate::observed::{Observed, ObservedListener, ObservedTarget};
+use crate::observed::Observed;
 use crate::plan::{Backend, Note, Plan, plan_all, plan_host};
+use crate::programmed::Programmed;
 use crate::resolve::{Inputs, checks_of, node_addresses, resolve, vips_of};
 
 /// A new process leaves what an earlier one programmed alone until it knows as much, or for this long.
@@ -54,16 +55,6 @@ pub struct Outputs {
     pub events: Events,
     /// Done once the first document is programmed.
     pub ready: Option<ReadyToken>,
-}
-
-/// What the packet path does: for people, and with the numbers that its counters have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Programmed {
-    pub state: HostState,
-    pub listeners: BTreeMap<crate::desired::ListenerId, ObservedListener>,
-    pub targets: BTreeMap<u32, ObservedTarget>,
-    /// The other hosts, and whether each is alive.
-    pub peers: BTreeMap<String, bool>,
 }
 
 #[derive(Debug)]

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod neighbours;
 pub mod observed;
 pub mod plan;
+pub mod programmed;
 pub mod resolve;
 pub mod run;
 pub mod server;

@@ -16,8 +16,8 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
 use crate::desired::ListenerId;
-use crate::engine::Programmed;
 use crate::observed::ObservedTarget;
+use crate::programmed::Programmed;
 use crate::xdp::XdpBackend;
 use crate::xdp::layout::Counters;
 

@@ -23,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{PathArgs, RunArgs};
 use crate::document_file::DocumentFile;
-use crate::engine::{Engine, Input, Outputs, Programmed};
+use crate::engine::{Engine, Input, Outputs};
 use crate::health::HealthReport;
 use crate::members::transport::Heard;
 use crate::members::{Standing, transport};
 use crate::metrics::{Events, Traffic};
 use crate::neighbours::Neighbours;
 use crate::observed::Observed;
+use crate::programmed::Programmed;
 use crate::server::Control;
 use crate::store::Store;
 use crate::tls::TlsFiles;

@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Programmed;
+use crate::programmed::Programmed;
 use crate::store::{Refusal, Store};
 use crate::tls::{TlsFiles, has_dns_name};
 

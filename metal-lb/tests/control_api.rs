@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use certificates::{Authority, Identity};
 use hyper::{Method, StatusCode};
-use metal_lb::engine::Programmed;
+use metal_lb::programmed::Programmed;
 use metal_lb::server::{Control, serve};
 use metal_lb::store::Store;
 use metal_lb::tls::TlsFiles;

@@ -8,7 +8,15 @@ use std::path::Path;
 
 use libbpf_sys::{BPF_XDP, bpf_link_create_opts, bpf_link_info};
 
-use super::object::Mode;
+/// Where in the kernel the program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// In the driver. Refused where the driver cannot.
+    #[default]
+    Native,
+    /// Behind the driver, on any interface, several times slower.
+    Generic,
+}
 
 /// Attaches a program.
 ///

@@ -18,4 +18,5 @@ pub mod object;
 pub mod pass;
 
 pub use apply::XdpBackend;
-pub use object::{Attachment, Mode, Settings};
+pub use link::Mode;
+pub use object::{Attachment, Settings};

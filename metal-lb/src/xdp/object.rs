@@ -19,7 +19,7 @@ use libbpf_rs::{Object, ObjectBuilder, PrintLevel, ProgramMut};
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, statfs};
 
-use super::link;
+use super::link::{self, Mode};
 use crate::desired::Mac;
 
 /// The version of the maps' shape: changes whenever a struct or a map of the program does.
@@ -38,16 +38,6 @@ pub struct Settings {
     /// Connections that can be established at once; a quarter as many half-open ones.
     pub max_connections: u32,
     pub mode: Mode,
-}
-
-/// Where in the kernel the program runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
-    /// In the driver. Refused where the driver cannot.
-    #[default]
-    Native,
-    /// Behind the driver, on any interface, several times slower.
-    Generic,
 }
 
 /// Whether the program was there already.
