@@ -300,7 +300,7 @@ impl Elements<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::set::Field;
+    use crate::field::Field;
     use crate::wire::Attrs;
 
     const TABLE: TableRef<'_> = TableRef::new(Family::Ip, "t");

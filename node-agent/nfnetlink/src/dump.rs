@@ -274,7 +274,7 @@ mod tests {
     use crate::chain::{ChainKind, Hook};
     use crate::data_types::Value;
     use crate::expr::Expr;
-    use crate::set::Field;
+    use crate::field::Field;
     use proptest::prelude::*;
 
     /// One message of each kind; the kernel lists things in the form in which they are

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use crate::data_types::{Verdict, decode_bytes, encode_value};
-use crate::set::millis;
 use crate::uapi::{
     NFT_SET_ELEM_INTERVAL_END, NFTA_DATA_VALUE, NFTA_DATA_VERDICT, NFTA_LIST_ELEM, NFTA_SET_ELEM_DATA,
     NFTA_SET_ELEM_EXPIRATION, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_KEY_END,
     NFTA_SET_ELEM_TIMEOUT, NFTA_SET_ELEM_USERDATA,
 };
 use crate::userdata;
-use crate::wire::{Attrs, Writer, be32, be64};
+use crate::wire::{Attrs, Writer, be32, be64, millis};
 
 /// An element, borrowed: what a batch writes and what a dump shows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

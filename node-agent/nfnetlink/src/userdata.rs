@@ -3,7 +3,7 @@
 //! host byte order. `nft` reads comments from them, and how to print the keys of a set.
 
 use crate::expr::NumgenKind;
-use crate::set::{Field, MapData, Origin, Set};
+use crate::field::{Field, MapData, Origin};
 use crate::uapi::NFT_USERDATA_MAXLEN;
 use crate::wire::Writer;
 
@@ -63,21 +63,27 @@ pub(crate) fn decode_comment(payload: &[u8]) -> Option<&str> {
 }
 
 /// Writes what `nft` wants to know of a set as the attribute `kind`.
-pub(crate) fn encode_set(kind: u16, set: &Set, w: &mut Writer) {
+pub(crate) fn encode_set(
+    kind: u16,
+    key: &[Field],
+    data: Option<&MapData>,
+    comment: Option<&str>,
+    w: &mut Writer,
+) {
     let mut out = Vec::with_capacity(NFT_USERDATA_MAXLEN);
-    number(&mut out, SET_KEYBYTEORDER, byteorder(&set.key));
-    match &set.data {
+    number(&mut out, SET_KEYBYTEORDER, byteorder(key));
+    match data {
         Some(MapData::Fields(fields)) => number(&mut out, SET_DATABYTEORDER, byteorder(fields)),
         Some(MapData::Verdict) => number(&mut out, SET_DATABYTEORDER, BYTEORDER_NONE),
         None => {}
     }
-    let data_has_origin = match &set.data {
+    let data_has_origin = match data {
         Some(MapData::Fields(fields)) => fields.iter().all(|field| field.origin.is_some()),
         Some(MapData::Verdict) | None => true,
     };
-    if data_has_origin && set.key.iter().all(|field| field.origin.is_some()) {
-        nest(&mut out, SET_KEY_TYPEOF, |out| encode_typeof(&set.key, out));
-        match &set.data {
+    if data_has_origin && key.iter().all(|field| field.origin.is_some()) {
+        nest(&mut out, SET_KEY_TYPEOF, |out| encode_typeof(key, out));
+        match data {
             Some(MapData::Fields(fields)) => {
                 nest(&mut out, SET_DATA_TYPEOF, |out| encode_typeof(fields, out));
             }
@@ -88,10 +94,10 @@ pub(crate) fn encode_set(kind: u16, set: &Set, w: &mut Writer) {
             None => {}
         }
     }
-    if set.data.is_some() {
+    if data.is_some() {
         number(&mut out, SET_DATA_INTERVAL, 0);
     }
-    if let Some(comment) = &set.comment {
+    if let Some(comment) = comment {
         let mut bytes = [0; NFT_USERDATA_MAXLEN];
         match comment_into(SET_COMMENT, comment, &mut bytes) {
             Ok(length) => out.extend_from_slice(&bytes[..length]),
@@ -251,10 +257,9 @@ mod tests {
     #[cfg(target_endian = "little")]
     fn a_map_is_described_as_nft_does_it() {
         let key = [Field::IP_DADDR, Field::L4PROTO, Field::TH_DPORT, Field::random(65536)];
-        let mut map = Set::map("eps", key, [Field::IP_DADDR, Field::TH_DPORT]);
-        map.comment = Some("hello".to_owned());
+        let data = MapData::Fields(vec![Field::IP_DADDR, Field::TH_DPORT]);
         let mut w = Writer::default();
-        encode_set(13, &map, &mut w);
+        encode_set(13, &key, Some(&data), Some("hello"), &mut w);
         let hex: String = w.buffer[4..182].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, ENDPOINTS);
 
@@ -266,11 +271,10 @@ mod tests {
 
     #[test]
     fn a_set_whose_description_does_not_fit_is_refused() {
-        let mut set = Set::new("s", [Field::IP6_DADDR, Field::L4PROTO, Field::TH_DPORT]);
+        let key = [Field::IP6_DADDR, Field::L4PROTO, Field::TH_DPORT];
         for (length, fits) in [(100, true), (253, false)] {
-            set.comment = Some("c".repeat(length));
             let mut w = Writer::default();
-            encode_set(13, &set, &mut w);
+            encode_set(13, &key, None, Some(&"c".repeat(length)), &mut w);
             assert_eq!(w.take_fault().is_none(), fits, "{length}");
         }
     }

@@ -9,6 +9,8 @@
 //! Headers are in host byte order, the integers of nf_tables attributes in network
 //! byte order. Reading is total: whatever does not fit its frame ends the iteration.
 
+use std::time::Duration;
+
 use crate::uapi::{NAME_MAX, NLA_F_NESTED, NLA_TYPE_MASK};
 
 pub(crate) const NLMSG_HEADER: usize = 16;
@@ -239,6 +241,11 @@ pub(crate) fn be64(payload: &[u8]) -> Option<u64> {
 pub(crate) fn name(payload: &[u8]) -> Option<&str> {
     let end = payload.iter().position(|byte| *byte == 0).unwrap_or(payload.len());
     std::str::from_utf8(&payload[..end]).ok()
+}
+
+/// Whole milliseconds, as the kernel wants them.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Wire;
 use crate::data_types::Reg;
-use crate::wire::{Attrs, Writer, be32, be64, name};
+use crate::wire::{Attrs, Writer, be32, be64, millis, name};
 
 const NFTA_DYNSET_SET_NAME: u16 = 1;
 const NFTA_DYNSET_OP: u16 = 3;
@@ -54,7 +54,7 @@ impl Wire for Dynset {
         }
         w.u32(NFTA_DYNSET_OP, super::number(&OPS, self.op));
         if !self.timeout.is_zero() {
-            w.u64(NFTA_DYNSET_TIMEOUT, crate::set::millis(self.timeout));
+            w.u64(NFTA_DYNSET_TIMEOUT, millis(self.timeout));
         }
         w.name(NFTA_DYNSET_SET_NAME, &self.set);
     }
