@@ -13,6 +13,7 @@ use node_agent::nft::layout::Frontend;
 use node_agent::nft::mirror::{FrontendState, Mirror};
 use node_agent::nft::ruleset::Ruleset;
 use proptest::prelude::*;
+use service_model::{Change, Object, ObjectName, Protocol, Service, ServicePort};
 use support::kernel::{in_namespace, nft};
 use support::*;
 
@@ -138,17 +139,74 @@ fn a_foreign_flush_is_healed_by_the_next_sync() {
 }
 
 #[test]
-fn foreign_chains_sets_and_edited_rules_in_our_table_are_put_right() {
+fn what_others_do_to_our_table_is_put_right_in_one_commit() {
+    const CASES: [(&str, &str); 7] = [
+        (
+            "a chain, and a rule that leads to it",
+            "add chain ip fairlead intruder; add rule ip fairlead intruder drop; \
+             add rule ip fairlead services jump intruder",
+        ),
+        ("a set", "add set ip fairlead loot { type ipv4_addr; }"),
+        ("a base chain", "add chain ip fairlead gate { type filter hook input priority 5; policy drop; }"),
+        (
+            "rules with sets of their own",
+            "add chain ip fairlead intruder; add rule ip fairlead intruder ip saddr { 192.0.2.1, 192.0.2.2 } drop; \
+             add rule ip fairlead services ip saddr { 192.0.2.1, 192.0.2.2 } drop",
+        ),
+        (
+            "a map of verdicts",
+            "add chain ip fairlead intruder; add map ip fairlead loot { type ipv4_addr : verdict; }; \
+             add element ip fairlead loot { 192.0.2.1 : goto intruder }; \
+             add rule ip fairlead services ip saddr vmap @loot",
+        ),
+        ("a table put to sleep", "add table ip fairlead { flags dormant; }"),
+        ("a policy", "add chain ip fairlead filter-input { policy drop; }"),
+    ];
+    for (what, edit) in CASES {
+        in_namespace(|| {
+            let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
+            agent.happen(&Happening::Apply(Spec {
+                number: 1,
+                external: None,
+                node_port: None,
+                local_policy: false,
+                endpoints: vec![(1, true)],
+            }));
+            engine_sync(&mut engine, &mut agent, Instant::now());
+            let before = lines();
+            nft(&[edit]);
+            assert!(lines() != before, "{what}: the ruleset is as before");
+            engine.doubt();
+            let generation = Kernel::open().unwrap().generation().unwrap();
+            engine_sync(&mut engine, &mut agent, Instant::now());
+            let after = lines();
+            assert_eq!(after.iter().find(|line| !before.contains(line)), None, "{what}");
+            assert_eq!(before.iter().find(|line| !after.contains(line)), None, "{what}");
+            let commits = Kernel::open().unwrap().generation().unwrap() - generation;
+            assert_eq!(commits, 1, "{what}");
+        });
+    }
+}
+
+#[test]
+fn a_service_with_the_longest_names_is_not_written_again_by_a_restart() {
     in_namespace(|| {
-        let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
-        engine_sync(&mut engine, &mut agent, Instant::now());
-        let before = nft(&["list", "ruleset"]);
-        nft(&[
-            "add chain ip fairlead intruder; add rule ip fairlead intruder drop; add rule ip fairlead services jump intruder",
-        ]);
-        nft(&["add set ip fairlead loot { type ipv4_addr; }"]);
-        engine.doubt();
-        engine_sync(&mut engine, &mut agent, Instant::now());
-        assert_eq!(nft(&["list", "ruleset"]), before);
+        let longest = "x".repeat(63);
+        let mut service = Service::new(ObjectName::new(&longest, &longest));
+        service.cluster_ips = vec![[10, 96, 0, 9].into()];
+        service.ports =
+            vec![ServicePort { name: longest.into(), protocol: Protocol::Tcp, port: 80, node_port: None }];
+        let mut agent = Agent::new();
+        agent.world.apply(Change::Apply(Object::Service(service)));
+        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        let mut again = Engine::new(config()).unwrap();
+        assert_eq!(engine_sync(&mut again, &mut agent, Instant::now()), 0);
     });
+}
+
+/// In no particular order: a table that was made anew is listed last.
+fn lines() -> Vec<String> {
+    let mut lines: Vec<String> = nft(&["list", "ruleset"]).lines().map(str::to_owned).collect();
+    lines.sort_unstable();
+    lines
 }

@@ -146,10 +146,9 @@ impl Kernel {
 
     fn observe_structure(&mut self, ruleset: &Ruleset) -> nfnetlink::Result<Structure> {
         let (family, table) = (ruleset.family, compile::table(ruleset.family));
-        let mut structure = Structure { exists: self.socket.table(table)?.is_some(), ..Structure::default() };
-        if !structure.exists {
-            return Ok(structure);
-        }
+        let Some(listed) = self.socket.table(table)? else { return Ok(Structure::default()) };
+        let unusable = listed.item != Table::new(table.family, TABLE);
+        let mut structure = Structure { exists: true, unusable, ..Structure::default() };
         let mut rules: BTreeMap<String, Vec<nfnetlink::Rule>> = BTreeMap::new();
         for listed in self.socket.rules(table)? {
             rules.entry(listed.item.chain.clone()).or_default().push(listed.item);
@@ -169,7 +168,8 @@ impl Kernel {
             }
         }
         let wanted: BTreeMap<String, SetName> = SetName::all().map(|s| (s.to_string(), s)).collect();
-        for listed in self.socket.sets(table)? {
+        // An anonymous set is part of a rule, and goes with it.
+        for listed in self.socket.sets(table)?.into_iter().filter(|listed| !listed.item.is_anonymous()) {
             match wanted.get(&listed.item.name) {
                 Some(name) => {
                     structure.unusable |= listed.item != compile::set(family, *name);
@@ -274,7 +274,7 @@ fn with_kernel_element(element: &Element, use_it: impl FnOnce(KernelElement<'_>)
     let key = key_of(element);
     match element {
         Element::Served { label, .. } => {
-            use_it(KernelElement::key(key.bytes()).comment(shortened(label)));
+            use_it(KernelElement::key(key.bytes()).comment(label));
         }
         Element::Endpoint { target, .. } => {
             let data = compile::data(*target);
@@ -284,14 +284,6 @@ fn with_kernel_element(element: &Element, use_it: impl FnOnce(KernelElement<'_>)
             use_it(KernelElement::key(key.bytes()));
         }
     }
-}
-
-/// `nft` refuses longer comments on input, and so would lose them on a restore.
-const LONGEST_COMMENT: usize = 128;
-
-/// Labels are ASCII: names of Kubernetes objects.
-fn shortened(label: &str) -> &str {
-    label.get(..LONGEST_COMMENT).unwrap_or(label)
 }
 
 /// `None` for what we never write.

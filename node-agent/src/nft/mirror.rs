@@ -24,8 +24,8 @@ pub struct Mirror {
 pub struct Structure {
     /// The table is there.
     pub exists: bool,
-    /// Something differs that cannot be changed in place: a base chain's hook, a set's types, an
-    /// element that we never write.
+    /// Something differs that cannot be changed in place: the table's flags, a base chain's hook, a
+    /// set's types, an element that we never write.
     pub unusable: bool,
     /// Chains that exist and have just the rules we want.
     pub chains: BTreeSet<ChainName>,

@@ -145,8 +145,9 @@ pub fn plan_structure(rulesets: &[Ruleset], mirror: &Mirror) -> Plan {
         let wrong = ruleset.chains.iter().map(|c| c.name).filter(|name| !have.chains.contains(name));
         plan.now.extend(wrong.map(|name| Step::RewriteChain(name, Box::new(ruleset.clone()))));
         plan.now.extend(have.other_chains.iter().map(|c| Step::FlushChain(family, c.clone())));
-        plan.now.extend(have.other_chains.iter().map(|c| Step::DeleteChain(family, c.clone())));
+        // In this order: rules use sets, and maps of verdicts lead to chains.
         plan.now.extend(have.other_sets.iter().map(|s| Step::DeleteSet(family, s.clone())));
+        plan.now.extend(have.other_chains.iter().map(|c| Step::DeleteChain(family, c.clone())));
     }
     plan
 }
