@@ -88,7 +88,8 @@ impl Agent {
         let mut recheck = tokio::time::interval(RECHECK);
         recheck.tick().await;
         loop {
-            let due = [self.engine.next_due(), self.not_before].into_iter().flatten().min();
+            // What is due earlier waits for it too.
+            let due = self.not_before.or_else(|| self.engine.next_due());
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 change = changes.recv() => match change {
@@ -141,6 +142,8 @@ impl Agent {
                 tracing::warn!(error = format!("{error:#}"), "the sync failed; trying again");
                 self.metrics.failed();
                 self.failed = true;
+                // Nobody may have changed anything but the kernel: then too the node is not as it should be.
+                self.health.queued(SystemTime::now());
                 self.min_sync_period.max(RETRY)
             }
         };

@@ -6,6 +6,7 @@ mod support;
 use std::time::{Duration, SystemTime};
 
 use daemon::Readiness;
+use nfnetlink::{Batch, Family, Socket, Table};
 use node_agent::agent::Agent;
 use node_agent::health::Health;
 use node_agent::metrics::Metrics;
@@ -44,14 +45,23 @@ fn spec(endpoints: &[u8]) -> Spec {
 
 /// Runs an agent in a namespace of its own beside the test, which feeds it.
 fn with_agent(test: impl AsyncFnOnce(&Sender<Change>, &Health) + Send) {
+    with_agent_of(Duration::from_secs(30), Duration::ZERO, test);
+}
+
+/// As [`with_agent`], with its sync period and the least time between syncs.
+fn with_agent_of(
+    sync_period: Duration,
+    min_sync_period: Duration,
+    test: impl AsyncFnOnce(&Sender<Change>, &Health) + Send,
+) {
     in_namespace(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let readiness = Readiness::default();
-            let health = Health::new(Duration::from_secs(30));
+            let health = Health::new(sync_period);
             let metrics = Metrics::register(&mut Registry::default());
             let token = readiness.task("first sync");
-            let agent = Agent::new(config(), Duration::ZERO, health.clone(), metrics, token).unwrap();
+            let agent = Agent::new(config(), min_sync_period, health.clone(), metrics, token).unwrap();
             let ((tx, rx), cancel) = (channel(16), CancellationToken::new());
             let running = tokio::spawn(agent.run(rx, cancel.clone()));
             test(&tx, &health).await;
@@ -143,6 +153,52 @@ fn others_may_commit_all_the_time() {
             until("followed", PATIENCE, || listed(&format!("10.244.1.{last} . 8080"))).await;
         }
     });
+}
+
+#[test]
+fn what_is_due_before_the_next_sync_may_be_is_waited_for_without_spinning() {
+    with_agent_of(Duration::from_secs(30), Duration::from_secs(3), async |tx, _| {
+        list(tx, &spec(&[1, 2])).await;
+        until("two endpoints", PATIENCE, || listed("10.244.1.2 . 8080")).await;
+        send(tx, spec(&[1]).changes()).await;
+        until("one endpoint", PATIENCE, || {
+            nft(&["list", "set", "ip", "fairlead", "n-1"]).contains("10.96.0.1")
+        })
+        .await;
+        // Its surplus is due after one second, and may go after three.
+        let before = time_of_this_thread();
+        let surplus = async {
+            while listed("10.244.1.2 . 8080") {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, surplus).await.expect("the surplus goes");
+        let spent = time_of_this_thread() - before;
+        assert!(spent < Duration::from_millis(600), "{spent:?} of processor time");
+    });
+}
+
+#[test]
+fn rules_that_cannot_be_put_right_make_the_node_unhealthy() {
+    with_agent_of(Duration::from_millis(50), Duration::ZERO, async |tx, health| {
+        list(tx, &spec(&[1])).await;
+        until("healthy", PATIENCE, || health.is_live(SystemTime::now())).await;
+        let mut thief = Socket::open().unwrap();
+        let table = Table::new(Family::Ip, "fairlead");
+        let mut batch = Batch::new();
+        batch.delete_table(table.id());
+        batch.add_table(&Table { flags: Table::OWNER, ..table });
+        thief.commit(&batch).unwrap();
+        until("unhealthy", PATIENCE, || !health.is_live(SystemTime::now())).await;
+        drop(thief);
+        until("healed", PATIENCE, || listed("10.244.1.1 . 8080")).await;
+        until("healthy again", PATIENCE, || health.is_live(SystemTime::now())).await;
+    });
+}
+
+/// The processor time that the test and its agent have taken: they share a thread.
+fn time_of_this_thread() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
 }
 
 /// Elements of a set are listed in no particular order.
