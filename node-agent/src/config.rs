@@ -29,7 +29,7 @@ pub struct ClusterCidrs {
 /// Which of the node's addresses answer NodePorts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum NodePortAddresses {
-    /// The Node's InternalIPs (kube-proxy's default in nftables mode).
+    /// The Node's own address, one a family (kube-proxy's default in nftables mode).
     #[default]
     Primary,
     /// All addresses of the host but loopback.
@@ -105,11 +105,11 @@ impl NodePortAddresses {
         }
     }
 
-    /// The addresses that answer, of those the Node object and the host have. Loopback never does:
-    /// it would need `route_localnet` (CVE-2020-8558).
-    pub fn select(&self, internal: impl Iterator<Item = IpAddr>, host: &[IpAddr]) -> Vec<IpAddr> {
+    /// The addresses that answer, of the Node object's own and those that the host has. Loopback
+    /// never does: it would need `route_localnet` (CVE-2020-8558).
+    pub fn select(&self, primary: impl Iterator<Item = IpAddr>, host: &[IpAddr]) -> Vec<IpAddr> {
         let mut addresses: Vec<IpAddr> = match self {
-            NodePortAddresses::Primary => internal.collect(),
+            NodePortAddresses::Primary => primary.collect(),
             NodePortAddresses::All => Vec::new(),
             NodePortAddresses::Ranges(ranges) => host
                 .iter()
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn nodeport_addresses_are_primary_all_or_ranges() {
-        let internal = ["172.30.0.11".parse().unwrap(), "127.0.0.1".parse().unwrap()];
+        let primary = ["172.30.0.11".parse().unwrap(), "127.0.0.1".parse().unwrap()];
         let host = ["10.0.0.1", "192.168.1.1", "fd00::1"].map(|ip| ip.parse().unwrap());
         let cases = [
             ("primary", [false, false], vec!["172.30.0.11"]),
@@ -230,7 +230,7 @@ mod tests {
             let addresses: NodePortAddresses = text.parse().unwrap();
             assert_eq!([IpFamily::V4, IpFamily::V6].map(|f| addresses.is_all(f)), all, "{text:?}");
             let selected: Vec<IpAddr> = selected.iter().map(|ip| ip.parse().unwrap()).collect();
-            assert_eq!(addresses.select(internal.iter().copied(), &host), selected, "{text:?}");
+            assert_eq!(addresses.select(primary.iter().copied(), &host), selected, "{text:?}");
         }
         assert_eq!("all,10.0.0.0/8".parse::<NodePortAddresses>(), Err(InvalidFlag::Mixed("all")));
     }

@@ -204,19 +204,24 @@ impl Engine {
     fn prepare(&mut self, world: &World) -> Vec<Step> {
         let wanted = self.node_addresses(world);
         let Some(mirror) = &mut self.mirror else { return Vec::new() };
+        let before = mirror.node_addresses.clone();
         let mut steps = plan_structure(&self.rulesets, mirror).now;
         steps.iter().for_each(|step| mirror.follow(step));
-        steps.extend(plan_node_addresses(&wanted, mirror).now);
+        steps.extend(plan_node_addresses(&wanted.unwrap_or(before), mirror).now);
         steps
     }
 
-    fn node_addresses(&self, world: &World) -> BTreeSet<IpAddr> {
+    /// The addresses that answer NodePorts. `None` while the Node object is gone or names no
+    /// address: those that answered go on.
+    fn node_addresses(&self, world: &World) -> Option<BTreeSet<IpAddr>> {
+        let node = world.node(&self.config.node_name);
+        let primary: Vec<IpAddr> = node.into_iter().flat_map(Node::primary_ips).collect();
         let host = match self.config.nodeport_addresses {
+            NodePortAddresses::Primary if primary.is_empty() => return None,
             NodePortAddresses::Ranges(_) => host_addresses(),
             NodePortAddresses::Primary | NodePortAddresses::All => Vec::new(),
         };
-        let internal = world.node(&self.config.node_name).into_iter().flat_map(Node::internal_ips);
-        self.config.nodeport_addresses.select(internal, &host).into_iter().collect()
+        Some(self.config.nodeport_addresses.select(primary.into_iter(), &host).into_iter().collect())
     }
 
     fn plan(&mut self, services: &BTreeSet<ServiceName>, world: &World) -> Plan {

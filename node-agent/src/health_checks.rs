@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::{Health, without_sniffing};
-use crate::select::ready_local_addresses;
+use crate::select::ready_local_endpoints;
 
 /// A socket on the unspecified IPv6 address answers both families, where the kernel has IPv6.
 fn every_address() -> IpAddr {
@@ -61,7 +61,7 @@ impl HealthChecks {
                 self.running.remove(&name);
                 continue;
             };
-            let endpoints = ready_local_addresses(world.slices_of(&name), &self.node);
+            let endpoints = ready_local_endpoints(world.slices_of(&name), &self.node);
             match self.running.get(&name) {
                 Some(running) if running.port == port => {
                     running.endpoints.store(endpoints, Ordering::Relaxed);

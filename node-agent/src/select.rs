@@ -5,6 +5,7 @@
 //! (KEP-1669), for all endpoints and for the local ones apart. Hints narrow the ready ones to this
 //! node (KEP-3015) or zone (KEP-2433, KEP-4444), never the local ones.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use service_model::{Endpoint, EndpointSlice, IpFamily, ServicePort};
@@ -64,16 +65,16 @@ pub fn select<'a>(
 }
 
 /// The endpoints on this node that are ready, whatever the port: what a load balancer's health
-/// check of the node asks for. Distinct addresses; terminating ones never count.
-pub fn ready_local_addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, node: &str) -> usize {
-    let mut addresses: Vec<IpAddr> = slices
-        .flat_map(|slice| &slice.endpoints)
-        .filter(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(node))
-        .map(|endpoint| endpoint.address)
-        .collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses.len()
+/// check of the node asks for. Distinct addresses; terminating ones never count. An endpoint of a
+/// dual-stack Service has an address in either family and counts once.
+pub fn ready_local_endpoints<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, node: &str) -> usize {
+    let mut addresses: BTreeMap<IpFamily, BTreeSet<IpAddr>> = BTreeMap::new();
+    for endpoint in slices.flat_map(|slice| &slice.endpoints) {
+        if endpoint.ready && endpoint.node.as_deref() == Some(node) {
+            addresses.entry(IpFamily::of(endpoint.address)).or_default().insert(endpoint.address);
+        }
+    }
+    addresses.values().map(BTreeSet::len).max().unwrap_or(0)
 }
 
 /// Sorted, one entry a target: of duplicates in several slices a local one wins.
@@ -251,11 +252,15 @@ mod tests {
     }
 
     #[test]
-    fn the_health_check_counts_addresses_that_are_ready_here() {
+    fn the_health_check_counts_endpoints_that_are_ready_here() {
         let slices = [
             slice(vec![endpoint("1@here"), endpoint("2@there"), endpoint("3@here terminating")]),
             slice(vec![endpoint("1@here"), endpoint("4@here")]),
         ];
-        assert_eq!(ready_local_addresses(slices.iter(), "here"), 2);
+        assert_eq!(ready_local_endpoints(slices.iter(), "here"), 2);
+        let also = |ip: &str| Endpoint { address: ip.parse().unwrap(), ..endpoint("1@here") };
+        let v6 = EndpointSlice { family: IpFamily::V6, ..slice(["fd00::1", "fd00::4"].map(also).into()) };
+        let both = slices.into_iter().chain([v6]).collect::<Vec<_>>();
+        assert_eq!(ready_local_endpoints(both.iter(), "here"), 2, "each has an address in either family");
     }
 }

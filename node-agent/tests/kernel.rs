@@ -13,7 +13,9 @@ use node_agent::nft::layout::Frontend;
 use node_agent::nft::mirror::{FrontendState, Mirror};
 use node_agent::nft::ruleset::Ruleset;
 use proptest::prelude::*;
-use service_model::{Change, Object, ObjectName, Protocol, Service, ServicePort};
+use service_model::{
+    Change, Key, Node, NodeAddress, NodeAddressKind, Object, ObjectName, Protocol, Service, ServicePort,
+};
 use support::kernel::{in_namespace, nft};
 use support::*;
 
@@ -201,6 +203,25 @@ fn a_service_with_the_longest_names_is_not_written_again_by_a_restart() {
         engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
         let mut again = Engine::new(config()).unwrap();
         assert_eq!(engine_sync(&mut again, &mut agent, Instant::now()), 0);
+    });
+}
+
+#[test]
+fn a_node_object_that_goes_takes_no_node_port_with_it() {
+    in_namespace(|| {
+        let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
+        let mut node = Node::new("here".into());
+        node.addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, ip: [172, 30, 0, 11].into() }];
+        agent.world.apply(Change::Apply(Object::Node(node)));
+        engine_sync(&mut engine, &mut agent, Instant::now());
+        let answering = || nft(&["list", "set", "ip", "fairlead", "nodeport-ips"]).contains("172.30.0.11");
+        assert!(answering());
+        agent.world.apply(Change::Delete(Key::Node("here".into())));
+        engine.mark_node();
+        engine_sync(&mut engine, &mut agent, Instant::now());
+        engine.doubt();
+        engine_sync(&mut engine, &mut agent, Instant::now());
+        assert!(answering());
     });
 }
 

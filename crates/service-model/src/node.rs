@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::NodeName;
+use crate::{IpFamily, NodeName};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeAddressKind {
@@ -77,6 +77,18 @@ impl Node {
         self.addresses.iter().filter(|a| a.kind == NodeAddressKind::Internal).map(|a| a.ip)
     }
 
+    /// The address by which the node is known, one a family: the first InternalIP, or the first
+    /// ExternalIP of a node that has none (kubernetes `GetNodeHostIPs`, pkg/util/node).
+    pub fn primary_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        [IpFamily::V4, IpFamily::V6].into_iter().filter_map(|family| {
+            let first = |kind| {
+                let mut of_kind = self.addresses.iter().filter(move |a| a.kind == kind);
+                of_kind.find(|a| IpFamily::of(a.ip) == family).map(|a| a.ip)
+            };
+            first(NodeAddressKind::Internal).or_else(|| first(NodeAddressKind::External))
+        })
+    }
+
     pub fn zone(&self) -> Option<&str> {
         self.labels.get(ZONE_LABEL).map(|z| &**z)
     }
@@ -103,6 +115,25 @@ fn is_false(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_is_known_by_one_address_a_family_and_by_an_external_one_at_need() {
+        use NodeAddressKind::{External, Internal};
+        type Addresses<'a> = &'a [(NodeAddressKind, &'a str)];
+        let cases: [(Addresses<'_>, &[&str]); 4] = [
+            (&[], &[]),
+            (&[(External, "192.0.2.1"), (Internal, "10.0.0.1"), (Internal, "10.0.0.2")], &["10.0.0.1"]),
+            (&[(External, "192.0.2.1"), (External, "192.0.2.2")], &["192.0.2.1"]),
+            (&[(Internal, "fd00::1"), (External, "192.0.2.1")], &["192.0.2.1", "fd00::1"]),
+        ];
+        for (addresses, primary) in cases {
+            let mut node = Node::new("n".into());
+            let address = |(kind, ip): &(_, &str)| NodeAddress { kind: *kind, ip: ip.parse().unwrap() };
+            node.addresses = addresses.iter().map(address).collect();
+            let found: Vec<String> = node.primary_ips().map(|ip| ip.to_string()).collect();
+            assert_eq!(found, primary, "{addresses:?}");
+        }
+    }
 
     #[test]
     fn a_node_leaves_load_balancers_by_label_or_removal_but_not_by_readiness() {

@@ -74,6 +74,8 @@ impl DesiredService {
     }
 }
 
+/// None of a family in which the Service has no ClusterIP, whatever other addresses it has: as for
+/// kube-proxy, it does not exist there (`serviceToServiceMap`, pkg/proxy/servicechangetracker.go).
 fn frontends(
     service: &Service,
     port: &ServicePort,
@@ -84,11 +86,14 @@ fn frontends(
     let internal =
         service.cluster_ips.iter().copied().filter(of_family).map(move |ip| (vip(ip), Reach::Internal));
     let external = service.external_ips.iter().copied().chain(service.vip_mode_ips()).filter(of_family);
-    let has_family = service.cluster_ips.iter().any(of_family);
-    let node_port = port.node_port.filter(move |_| has_family).map(move |number| {
+    let node_port = port.node_port.map(move |number| {
         (Frontend::NodePort { family, protocol: port.protocol, port: number }, Reach::External)
     });
-    internal.chain(external.map(move |ip| (vip(ip), Reach::External))).chain(node_port)
+    let has_family = service.cluster_ips.iter().any(of_family);
+    internal
+        .chain(external.map(move |ip| (vip(ip), Reach::External)))
+        .chain(node_port)
+        .filter(move |_| has_family)
 }
 
 fn desired(
@@ -148,5 +153,30 @@ impl DesiredFrontend {
             Pool::Cluster => &self.cluster,
             Pool::Local => &self.local,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use service_model::{Ingress, ObjectName, Protocol};
+
+    #[test]
+    fn nothing_is_served_in_a_family_without_a_cluster_ip() {
+        let mut service = Service::new(ObjectName::new("ns", "web"));
+        service.ports = vec![ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: Some(30_080),
+        }];
+        service.cluster_ips = vec!["10.96.0.1".parse().unwrap()];
+        service.external_ips = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into();
+        let ingress = Ingress { ip: Some("2001:db8::2".parse().unwrap()), ..Ingress::default() };
+        service.ingress = vec![ingress];
+        let place = Place { node: "here", zone: None };
+        let desired = DesiredService::of(&service, &World::default(), place);
+        let frontends: Vec<String> = desired.frontends.keys().map(ToString::to_string).collect();
+        assert_eq!(frontends, ["10.96.0.1:80/TCP", "192.0.2.1:80/TCP", "NodePort 30080/TCP (IPv4)"]);
     }
 }
