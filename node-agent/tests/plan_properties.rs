@@ -3,11 +3,18 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use node_agent::nft::desired::{DesiredFrontend, DesiredService};
 use node_agent::nft::evaluate::holes;
-use node_agent::nft::layout::{Frontend, Pool};
+use node_agent::nft::layout::{Frontend, Group, Pool, Target};
 use node_agent::nft::mirror::Mirror;
+use node_agent::nft::plan::Planner;
 use node_agent::nft::step::{Element, Step};
 use proptest::prelude::*;
+use service_model::{ObjectName, Protocol, ServiceName};
 use support::*;
 
 proptest! {
@@ -171,4 +178,39 @@ fn an_endpoint_that_comes_while_another_is_leaving_gets_a_place() {
         agent.fake.observe().frontends[&vip].cluster.iter().flatten().map(ToString::to_string).collect();
     places.sort_unstable();
     assert_eq!(places, ["10.244.0.2:8080", "10.244.0.3:8080", "10.244.0.4:8080"]);
+}
+
+/// Nothing is looked through for each of them: that would take a quarter of a minute.
+#[test]
+fn twenty_thousand_services_that_go_at_once_are_planned_at_once() {
+    let mut mirror = Mirror::default();
+    let mut planner = Planner::default();
+    let names: BTreeSet<ServiceName> = (0..20_000).map(|n| ObjectName::new("ns", &n.to_string())).collect();
+    let frontend = |name: &ServiceName| {
+        let number: u32 = name.name().parse().unwrap();
+        Frontend::Vip { ip: Ipv4Addr::from(0x0a60_0000 + number).into(), protocol: Protocol::Tcp, port: 80 }
+    };
+    let target = Target { ip: [10, 244, 0, 1].into(), port: 80 };
+    let desired = |name: &ServiceName| DesiredService {
+        frontends: [(
+            frontend(name),
+            DesiredFrontend {
+                label: name.as_str().into(),
+                groups: [Group::Served].into_iter().collect(),
+                cluster: vec![target],
+                local: Vec::new(),
+            },
+        )]
+        .into(),
+        ..DesiredService::default()
+    };
+    let plan = planner.plan(&names, desired, &mirror);
+    plan.now.iter().for_each(|step| mirror.follow(step));
+    let started = Instant::now();
+    for _ in 0..2 {
+        let plan = planner.plan(&names, |_| DesiredService::default(), &mirror);
+        plan.now.iter().for_each(|step| mirror.follow(step));
+        assert_eq!(plan.later.len(), names.len());
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }

@@ -56,14 +56,15 @@ impl Planner {
         mirror: &Mirror,
     ) -> Plan {
         let mut wanted: BTreeMap<ServiceName, DesiredService> = BTreeMap::new();
-        let mut touched: BTreeSet<(Resource, ServiceName)> = BTreeSet::new();
+        let held = self.released.iter().filter(|(_, by)| services.contains(*by));
+        let mut touched: BTreeSet<(Resource, ServiceName)> =
+            held.map(|(resource, by)| (*resource, by.clone())).collect();
         for service in services {
             let own = desired_of(service);
             let frontends = own.frontends.keys().copied().map(Resource::Frontend);
             let hairpins = own.hairpins.iter().copied().map(Resource::Hairpin);
             let changed = self.claims.replace(service, frontends.chain(hairpins));
-            let held = self.released.iter().filter(|(_, by)| *by == service).map(|(resource, _)| *resource);
-            let all = changed.into_iter().chain(self.claims.of(service).iter().copied()).chain(held);
+            let all = changed.into_iter().chain(self.claims.of(service).iter().copied());
             touched.extend(all.map(|resource| (resource, service.clone())));
             wanted.insert(service.clone(), own);
         }
