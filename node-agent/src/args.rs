@@ -1,14 +1,14 @@
 //! The command line: kube-proxy's flags, by name.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use daemon::log::LogFormat;
 use kube_watch::Source;
 
-use crate::config::{ClusterCidrs, Config, NodePortAddresses, parse_duration};
+use crate::config::{ClusterCidrs, Config, Listen, NodePortAddresses, parse_duration};
+use crate::kube_proxy_flags;
 
 /// Makes Services reachable from and through this node.
 #[derive(Debug, Parser)]
@@ -37,12 +37,12 @@ pub struct RunArgs {
     pub kubeconfig: Option<PathBuf>,
     #[command(flatten)]
     pub node: NodeArgs,
-    /// /healthz and /livez.
-    #[arg(long, default_value = "0.0.0.0:10256")]
-    pub healthz_bind_address: SocketAddr,
-    /// /metrics, /proxyMode and /readyz.
-    #[arg(long, default_value = "127.0.0.1:10249")]
-    pub metrics_bind_address: SocketAddr,
+    /// /healthz and /livez; empty for none.
+    #[arg(long, default_value = "0.0.0.0:10256", value_parser = Listen::parser(10256))]
+    pub healthz_bind_address: Listen,
+    /// /metrics, /proxyMode and /readyz; empty for none.
+    #[arg(long, default_value = "127.0.0.1:10249", value_parser = Listen::parser(10249))]
+    pub metrics_bind_address: Listen,
     /// A change that waits for twice as long makes the node unhealthy.
     #[arg(long, default_value = "30s", value_parser = parse_duration)]
     pub sync_period: Duration,
@@ -78,13 +78,32 @@ pub struct NodeArgs {
     pub nodeport_addresses: NodePortAddresses,
 }
 
+impl Cli {
+    /// The command line of this process; a wrong one, and `--help`, end it.
+    pub fn from_process() -> Self {
+        Self::try_parse().unwrap_or_else(|error| kube_proxy_flags::explain(error, &Self::command()).exit())
+    }
+}
+
+impl RunArgs {
+    /// # Errors
+    /// When the periods contradict each other.
+    pub fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.sync_period.is_zero(), "--sync-period must be more than 0");
+        let (least, period) = (self.min_sync_period, self.sync_period);
+        anyhow::ensure!(least <= period, "--min-sync-period must not be more than --sync-period");
+        Ok(())
+    }
+}
+
 impl NodeArgs {
     /// # Errors
     /// When the host has no usable name.
     pub fn config(&self) -> anyhow::Result<Config> {
-        let node_name = match &self.hostname_override {
-            Some(name) => name.clone(),
-            None => nix::unistd::gethostname()?.to_string_lossy().trim().to_lowercase(),
+        // As kube-proxy does (`GetHostname`, component-helpers/node/util).
+        let node_name = match self.hostname_override.as_deref() {
+            None | Some("") => nix::unistd::gethostname()?.to_string_lossy().trim().to_lowercase(),
+            Some(name) => name.trim().to_lowercase(),
         };
         anyhow::ensure!(!node_name.is_empty(), "this host has no name: pass --hostname-override");
         Ok(Config {
@@ -93,5 +112,31 @@ impl NodeArgs {
             masquerade_all: self.masquerade_all,
             nodeport_addresses: self.nodeport_addresses.clone(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(flags: &[&str]) -> RunArgs {
+        match Cli::try_parse_from(["node-agent", "run"].iter().chain(flags)).unwrap().verb {
+            Verb::Run(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_nodes_name_is_trimmed_and_in_lower_case_and_the_hosts_unless_given() {
+        let name = |flags: &[&str]| run(flags).node.config().unwrap().node_name;
+        assert_eq!(&*name(&["--hostname-override= Node-1 "]), "node-1");
+        assert_eq!(name(&["--hostname-override="]), name(&[]));
+    }
+
+    #[test]
+    fn periods_that_contradict_each_other_are_refused() {
+        assert!(run(&[]).check().is_ok());
+        assert!(run(&["--sync-period=0"]).check().is_err());
+        assert!(run(&["--sync-period=1s", "--min-sync-period=2s"]).check().is_err());
     }
 }

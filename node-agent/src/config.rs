@@ -1,6 +1,6 @@
 //! What the flags mean, parsed: nothing later validates again.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -38,8 +38,14 @@ pub enum NodePortAddresses {
     Ranges(Vec<IpNet>),
 }
 
+/// Where a server listens, if at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFlag {
+    #[error("{0:?} is no address to listen on: write IP or IP:PORT, or nothing for no server")]
+    Listen(String),
     #[error("{0:?} is not a CIDR such as 10.244.0.0/16")]
     Cidr(String),
     #[error("two {0} cluster CIDRs are given: give at most one a family")]
@@ -124,6 +130,18 @@ impl NodePortAddresses {
     }
 }
 
+impl Listen {
+    /// Reads what kube-proxy's flags take: `IP:PORT`, `IP` for the port that is usual, or nothing.
+    pub fn parser(usual: u16) -> impl Fn(&str) -> Result<Self, InvalidFlag> + Clone {
+        move |text| match (text.parse::<SocketAddr>(), text.parse::<IpAddr>()) {
+            (Ok(address), _) => Ok(Self(Some(address))),
+            (_, Ok(ip)) => Ok(Self(Some((ip, usual).into()))),
+            _ if text.is_empty() => Ok(Self(None)),
+            _ => Err(InvalidFlag::Listen(text.to_owned())),
+        }
+    }
+}
+
 impl FromStr for NodePortAddresses {
     type Err = InvalidFlag;
 
@@ -197,6 +215,24 @@ mod tests {
         let two = "10.0.0.0/8,11.0.0.0/8".parse::<ClusterCidrs>();
         assert_eq!(two, Err(InvalidFlag::SecondCidr(IpFamily::V4)));
         assert_eq!("10.0.0.0".parse::<ClusterCidrs>(), Err(InvalidFlag::Cidr("10.0.0.0".to_owned())));
+    }
+
+    #[test]
+    fn a_server_listens_on_an_address_and_port_or_the_usual_one_or_not_at_all() {
+        let listen =
+            |text: &str| Listen::parser(10256)(text).ok().map(|Listen(at)| at.map(|at| at.to_string()));
+        let cases = [
+            ("127.0.0.1:9", Some(Some("127.0.0.1:9"))),
+            ("[::]:9", Some(Some("[::]:9"))),
+            ("::", Some(Some("[::]:10256"))),
+            ("0.0.0.0", Some(Some("0.0.0.0:10256"))),
+            ("", Some(None)),
+            (":10256", None),
+            ("localhost:9", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(listen(text), expected.map(|at| at.map(str::to_owned)), "{text:?}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod config;
 pub mod engine;
 pub mod health;
 pub mod health_checks;
+pub mod kube_proxy_flags;
 pub mod metrics;
 pub mod nft;
 pub mod run;

@@ -1,9 +1,7 @@
 use std::process::ExitCode;
 
-use clap::Parser;
-
 // Two threads: one commits, the other answers probes meanwhile.
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
-    daemon::exit_code("node-agent", node_agent::run::main(node_agent::args::Cli::parse()).await)
+    daemon::exit_code("node-agent", node_agent::run::main(node_agent::args::Cli::from_process()).await)
 }

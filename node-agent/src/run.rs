@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::agent::Agent;
 use crate::args::{Cli, RunArgs, Verb};
+use crate::config::Listen;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::nft::kernel;
@@ -35,6 +36,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
+    args.check()?;
     daemon::log::init(args.log_format);
     let shutdown = Shutdown::listen()?;
     let cancel = shutdown.token();
@@ -59,8 +61,15 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut tasks = Tasks::new(cancel.clone());
     let own_routes =
         standard_routes(readiness, registry).get("/proxyMode", |_| text(StatusCode::OK, "nftables"));
-    tasks.spawn("health server", serve(args.healthz_bind_address, health.routes(&metrics), cancel.clone()));
-    tasks.spawn("metrics server", serve(args.metrics_bind_address, own_routes, cancel.clone()));
+    let servers = [
+        ("health server", args.healthz_bind_address, health.routes(&metrics)),
+        ("metrics server", args.metrics_bind_address, own_routes),
+    ];
+    for (name, Listen(address), routes) in servers {
+        if let Some(address) = address {
+            tasks.spawn(name, serve(address, routes, cancel.clone()));
+        }
+    }
     let options = Options { metrics: watch_metrics, ..Options::default() };
     let watching = watch_with(Source::Kube(client), config.watches(), options, tx);
     let stop = cancel.clone();
