@@ -243,6 +243,10 @@ impl Socket {
                     }
                     NLMSG_ERROR => match Answer::decode(&message) {
                         Some(Answer { errno: 0, .. }) => return Ok(answered),
+                        Some(Answer { errno: libc::EBUSY, .. }) => {
+                            self.finish_dump()?;
+                            return Ok(Answered::Interrupted);
+                        }
                         Some(Answer { errno, .. }) => return Err(refused(errno)),
                         None => return Err(Error::Protocol("a truncated acknowledgement")),
                     },
@@ -250,6 +254,13 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// A socket dumps one thing at a time, and goes on as its datagrams are taken: takes what is
+    /// left of a dump that nobody read to its end.
+    fn finish_dump(&mut self) -> Result<()> {
+        while receive(&self.fd, &mut self.datagram, libc::MSG_DONTWAIT)?.is_some() {}
+        Ok(())
     }
 }
 

@@ -23,8 +23,9 @@ const RECEIVE_BUFFER: std::ops::RangeInclusive<usize> = (1 << 20)..=(64 << 20);
 /// decided, a dump when all is read.
 ///
 /// It sees the network namespace in which it was opened, whatever the calling thread
-/// does later. After [`Error::Os`], [`Error::Overrun`] or [`Error::Protocol`] open
-/// another: an unfinished dump may be left on it.
+/// does later. It can be used on after any error: what is left of a dump or of the
+/// kernel's complaints is cleared away by the next question (so ask one after
+/// [`Error::Overrun`], before the next commit).
 #[derive(Debug)]
 pub struct Socket {
     pub(crate) fd: OwnedFd,

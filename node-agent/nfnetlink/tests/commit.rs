@@ -7,6 +7,8 @@ mod namespace;
 #[path = "support/nft.rs"]
 mod nft;
 
+use std::panic::AssertUnwindSafe;
+
 use namespace::in_fresh_namespace;
 use nfnetlink::{
     Batch, Chain, Dumped, Element, Error, Expr, Family, Field, Generation, Rule, Set, Socket, Table,
@@ -222,6 +224,19 @@ fn a_dump_that_never_comes_to_rest_is_given_up() {
         assert!(matches!(socket.elements(TABLE, "m", visit), Err(Error::Interrupted { .. })));
         // What the last attempt left in the queue confuses nobody.
         assert_eq!(ports(&mut socket).len(), next as usize);
+    });
+}
+
+#[test]
+fn what_is_left_of_a_dump_does_not_hinder_the_next() {
+    in_fresh_namespace(|| {
+        let mut socket = Socket::open().unwrap();
+        socket.commit(&pushed(0..20_000)).unwrap();
+        let stopped = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            socket.elements(TABLE, "m", |_| std::panic::resume_unwind(Box::new("enough")))
+        }));
+        assert!(stopped.is_err());
+        assert_eq!(ports(&mut socket).len(), 20_000);
     });
 }
 
