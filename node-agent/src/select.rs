@@ -77,7 +77,8 @@ pub fn ready_local_endpoints<'a>(slices: impl Iterator<Item = &'a EndpointSlice>
     addresses.values().map(BTreeSet::len).max().unwrap_or(0)
 }
 
-/// Sorted, one entry a target: of duplicates in several slices a local one wins.
+/// Sorted, one entry a target. An address can be that of a pod that terminates and of one that got
+/// it after that, which wins (`EndpointSliceCache.addEndpoints`); then a local one.
 fn candidates<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port: &ServicePort,
@@ -97,7 +98,7 @@ fn candidates<'a>(
             }));
         }
     }
-    candidates.sort_by_key(|c| (c.target, !c.local));
+    candidates.sort_by_key(|c| (c.target, c.endpoint.terminating, !c.local));
     candidates.dedup_by_key(|c| c.target);
     candidates
 }
@@ -239,6 +240,15 @@ mod tests {
         let slices = [slice(vec![endpoint("1@")]), slice(vec![endpoint("1@here")])];
         let selection = select(slices.iter(), &port(), IpFamily::V4, HERE);
         assert_eq!((lasts(&selection.cluster).as_str(), lasts(&selection.local).as_str()), ("1", "1"));
+    }
+
+    #[test]
+    fn a_pod_that_has_the_address_of_one_that_terminates_counts_in_its_place() {
+        for pods in [["1@here terminating", "1@here"], ["1@here", "1@here terminating"]] {
+            let slices = [slice([pods[0], pods[1], "2@there"].map(endpoint).into())];
+            let selection = select(slices.iter(), &port(), IpFamily::V4, HERE);
+            assert_eq!((lasts(&selection.cluster).as_str(), lasts(&selection.local).as_str()), ("1 2", "1"));
+        }
     }
 
     #[test]
