@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use daemon::log::LogFormat;
 use kube_watch::Source;
 
 use crate::config::{ClusterCidrs, Config, Listen, NodePortAddresses, parse_duration};
-use crate::kube_proxy_flags;
 
 /// Makes Services reachable from and through this node.
 #[derive(Debug, Parser)]
@@ -76,13 +75,6 @@ pub struct NodeArgs {
     /// primary, all, or a list of CIDRs.
     #[arg(long, default_value = "primary")]
     pub nodeport_addresses: NodePortAddresses,
-}
-
-impl Cli {
-    /// The command line of this process; a wrong one, and `--help`, end it.
-    pub fn from_process() -> Self {
-        Self::try_parse().unwrap_or_else(|error| kube_proxy_flags::explain(error, &Self::command()).exit())
-    }
 }
 
 impl RunArgs {

@@ -2,7 +2,7 @@
 //! line along.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, Error};
+use clap::{Command, Error, Parser};
 
 const NFTABLES_ONLY: &str = "leave it out: there is one mode, which behaves as kube-proxy's nftables mode";
 const NO_SYSCTL: &str =
@@ -44,8 +44,13 @@ const ABSENT: [(&str, &str); 27] = [
     ("logging-format", LOGGING),
 ];
 
+/// The command line of this process; a wrong one, and `--help`, end it.
+pub fn parse<P: Parser>() -> P {
+    P::try_parse().unwrap_or_else(|error| explain(error, &P::command()).exit())
+}
+
 /// Adds to the complaint about an unknown flag what to do about it, where it is kube-proxy's.
-pub fn explain(mut error: Error, command: &Command) -> Error {
+fn explain(mut error: Error, command: &Command) -> Error {
     let unknown = match (error.kind(), error.get(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) => {
             flag.trim_start_matches('-').to_owned()
@@ -73,7 +78,7 @@ fn instead(flag: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Parser};
+    use clap::CommandFactory;
 
     use super::*;
     use crate::args::Cli;

@@ -31,7 +31,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
         Verb::Run(args) => run(args).await,
         Verb::Plan(args) => print_plan(&args),
         Verb::Dump(args) => print_dump(&args),
-        Verb::Cleanup => kernel::cleanup().context("removing our tables"),
+        Verb::Cleanup => kernel::cleanup().context("removing our tables needs CAP_NET_ADMIN"),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
+use anyhow::Context;
 use kube_watch::{Source, read_dir};
 use service_model::{Node, World};
 
@@ -10,7 +11,7 @@ use crate::args::{NodeArgs, PlanArgs};
 use crate::config::Config;
 use crate::nft::desired::DesiredService;
 use crate::nft::kernel::Kernel;
-use crate::nft::layout::Group;
+use crate::nft::layout::{Group, TABLE};
 use crate::nft::mirror::Mirror;
 use crate::nft::plan::{Plan, Planner, plan_node_addresses, plan_structure};
 use crate::nft::ruleset::Ruleset;
@@ -28,7 +29,9 @@ pub(crate) fn print_plan(args: &PlanArgs) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "the answer of a command line verb")]
 pub(crate) fn print_dump(args: &NodeArgs) -> anyhow::Result<()> {
-    let mirror = Kernel::open()?.observe(&Ruleset::both(&args.config()?))?;
+    let rulesets = Ruleset::both(&args.config()?);
+    let mirror = Kernel::open().and_then(|mut kernel| kernel.observe(&rulesets));
+    let mirror = mirror.context("reading our tables needs CAP_NET_ADMIN")?;
     print!("{}", Dump(&mirror));
     Ok(())
 }
@@ -58,6 +61,9 @@ struct Dump<'a>(&'a Mirror);
 
 impl fmt::Display for Dump<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return writeln!(f, "nothing is programmed: there is no table {TABLE} in this network namespace");
+        }
         for address in &self.0.node_addresses {
             writeln!(f, "NodePorts are answered on {address}")?;
         }
@@ -95,6 +101,7 @@ mod tests {
         for plan in plans(&folder, &config).unwrap() {
             plan.now.iter().for_each(|step| mirror.follow(step));
         }
+        assert!(Dump(&Mirror::default()).to_string().contains("nothing is programmed"));
         let dump = Dump(&mirror).to_string();
         for line in [
             "10.96.7.7:80/TCP for shop/web:http\n",

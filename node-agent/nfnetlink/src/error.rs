@@ -10,7 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call failed: no privilege (CAP_NET_ADMIN), no memory, no nf_tables.
-    #[error("netlink {call}: {source}")]
+    #[error("netlink {call}")]
     Os {
         /// The system call.
         call: &'static str,

@@ -37,11 +37,6 @@ impl Expr {
         if family == Family::Ip6 { Self::ip6_daddr(dreg) } else { Self::ip_daddr(dreg) }
     }
 
-    /// `th sport`.
-    pub fn th_sport(dreg: Reg) -> Self {
-        Payload { base: PayloadBase::Transport, offset: 0, len: 2, dreg }.into()
-    }
-
     /// `th dport`.
     pub fn th_dport(dreg: Reg) -> Self {
         Payload { base: PayloadBase::Transport, offset: 2, len: 2, dreg }.into()
