@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 
 /// The kernel is compared with what we think of it, in case a notification was missed.
 const RECHECK: Duration = Duration::from_secs(300);
-/// After a failed sync.
+/// After a failed sync, and for a port that is taken.
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two readings of the kernel, however often others change our tables.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -41,6 +41,8 @@ pub struct Agent {
     zone: Option<Box<str>>,
     /// Services whose health check port may have to change.
     changed: BTreeSet<ServiceName>,
+    /// When a health check port that was taken is tried again.
+    next_check: Option<Instant>,
     /// No sync before.
     not_before: Option<Instant>,
     failed: bool,
@@ -69,6 +71,7 @@ impl Agent {
             first_sync: Some(first_sync),
             zone: None,
             changed: BTreeSet::new(),
+            next_check: None,
             not_before: None,
             failed: false,
         })
@@ -88,8 +91,9 @@ impl Agent {
         let mut recheck = tokio::time::interval(RECHECK);
         recheck.tick().await;
         loop {
-            // What is due earlier waits for it too.
-            let due = self.not_before.or_else(|| self.engine.next_due());
+            let next_due = [self.engine.next_due(), self.next_check].into_iter().flatten().min();
+            // What is due earlier than a sync is allowed waits for it too.
+            let due = self.not_before.or(next_due);
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 change = changes.recv() => match change {
@@ -119,7 +123,8 @@ impl Agent {
 
     async fn sync(&mut self, now: Instant) {
         let reads = self.engine.in_doubt();
-        if !reads && !self.engine.has_work(now) && self.changed.is_empty() {
+        let checks = !self.changed.is_empty() || self.next_check.is_some_and(|at| at <= now);
+        if !reads && !self.engine.has_work(now) && !checks {
             self.not_before = None;
             self.health.updated(SystemTime::now());
             return;
@@ -149,6 +154,7 @@ impl Agent {
         };
         self.not_before = (!pause.is_zero()).then(|| Instant::now() + pause);
         self.checks.update(std::mem::take(&mut self.changed), &self.world).await;
+        self.next_check = self.checks.lacks_a_port().then(|| Instant::now() + RETRY);
     }
 
     fn apply(&mut self, change: Change) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use daemon::http::{Response, Router, Server, json};
+use daemon::http::{BindError, Response, Router, Server, json};
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use serde_json::json as object;
@@ -34,7 +34,7 @@ pub struct HealthChecks {
     health: Health,
     node: Box<str>,
     running: BTreeMap<ServiceName, Running>,
-    /// Services whose port could not be bound: tried again with the next sync.
+    /// Services whose port could not be bound: tried again with the next update.
     unbound: BTreeSet<ServiceName>,
     servers: JoinSet<anyhow::Result<()>>,
 }
@@ -55,23 +55,39 @@ impl HealthChecks {
     /// Starts, updates and stops what these Services need.
     pub async fn update(&mut self, services: BTreeSet<ServiceName>, world: &World) {
         while self.servers.try_join_next().is_some() {}
+        let mut wanted = Vec::new();
         let again = std::mem::take(&mut self.unbound);
-        for name in services.into_iter().chain(again) {
-            let Some(port) = world.service(&name).and_then(port_of) else {
-                self.running.remove(&name);
-                continue;
-            };
+        for name in services.union(&again).cloned() {
+            match world.service(&name).and_then(port_of) {
+                Some(port) => wanted.push((name, port)),
+                None => drop(self.running.remove(&name)),
+            }
+        }
+        for (name, port) in wanted {
             let endpoints = ready_local_endpoints(world.slices_of(&name), &self.node);
             match self.running.get(&name) {
                 Some(running) if running.port == port => {
                     running.endpoints.store(endpoints, Ordering::Relaxed);
                 }
-                _ => self.start(name, port, endpoints).await,
+                _ => {
+                    if let Err(error) = self.start(name.clone(), port, endpoints).await {
+                        // Once, not at every try.
+                        if !again.contains(&name) {
+                            tracing::warn!(service = %name, %error, "no health check for load balancers; trying again");
+                        }
+                        self.unbound.insert(name);
+                    }
+                }
             }
         }
     }
 
-    async fn start(&mut self, name: ServiceName, port: u16, endpoints: usize) {
+    /// Whether a port could not be bound: another update is wanted.
+    pub fn lacks_a_port(&self) -> bool {
+        !self.unbound.is_empty()
+    }
+
+    async fn start(&mut self, name: ServiceName, port: u16, endpoints: usize) -> Result<(), BindError> {
         self.running.remove(&name);
         let endpoints = Arc::new(AtomicUsize::new(endpoints));
         let cancel = CancellationToken::new();
@@ -80,16 +96,10 @@ impl HealthChecks {
             answer(&service, count.load(Ordering::Relaxed), health.is_live(SystemTime::now()))
         });
         let address = SocketAddr::from((every_address(), port));
-        match Server::bind(address, router).await {
-            Ok(server) => {
-                self.servers.spawn(server.run(cancel.clone()));
-                self.running.insert(name, Running { port, endpoints, cancel });
-            }
-            Err(error) => {
-                tracing::warn!(service = %name, %error, "no health check for load balancers; trying again");
-                self.unbound.insert(name);
-            }
-        }
+        let server = Server::bind(address, router).await?;
+        self.servers.spawn(server.run(cancel.clone()));
+        self.running.insert(name, Running { port, endpoints, cancel });
+        Ok(())
     }
 }
 

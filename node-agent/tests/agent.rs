@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, SystemTime};
 
 use daemon::Readiness;
@@ -11,9 +12,12 @@ use node_agent::agent::Agent;
 use node_agent::health::Health;
 use node_agent::metrics::Metrics;
 use prometheus_client::registry::Registry;
-use service_model::{Change, Kind, Node, NodeAddress, NodeAddressKind, Object};
+use service_model::{
+    Change, Kind, Node, NodeAddress, NodeAddressKind, Object, Protocol, Service, ServicePort, ServiceType,
+    TrafficPolicy,
+};
 use support::kernel::{in_namespace, nft};
-use support::{Spec, config};
+use support::{Spec, config, name};
 use tokio::sync::mpsc::{Sender, channel};
 use tokio_util::sync::CancellationToken;
 
@@ -193,6 +197,26 @@ fn rules_that_cannot_be_put_right_make_the_node_unhealthy() {
         drop(thief);
         until("healed", PATIENCE, || listed("10.244.1.1 . 8080")).await;
         until("healthy again", PATIENCE, || health.is_live(SystemTime::now())).await;
+    });
+}
+
+#[test]
+fn a_health_check_port_that_was_taken_is_bound_once_it_is_free() {
+    with_agent(async |tx, _| {
+        let listener = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 32_000));
+        let taken = listener().unwrap();
+        list(tx, &spec(&[1])).await;
+        let mut service = Service::new(name(9));
+        service.service_type = ServiceType::LoadBalancer;
+        service.external_traffic_policy = TrafficPolicy::Local;
+        service.health_check_node_port = Some(32_000);
+        service.cluster_ips = vec![[10, 96, 0, 9].into()];
+        service.ports =
+            vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }];
+        send(tx, [Change::Apply(Object::Service(service))]).await;
+        until("programmed", PATIENCE, || listed("10.96.0.9 . tcp . 80")).await;
+        drop(taken);
+        until("bound", PATIENCE, || listener().is_err()).await;
     });
 }
 
