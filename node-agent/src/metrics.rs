@@ -44,7 +44,7 @@ impl Metrics {
         let theirs = registry.sub_registry_with_prefix("kubeproxy");
         theirs.register(
             "sync_proxy_rules_duration_seconds",
-            "From the first change to its commit, planning included",
+            "How long a sync took that wrote something, planning included",
             metrics.sync_seconds.clone(),
         );
         theirs.register(
