@@ -303,8 +303,9 @@ fn retries(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Rejected(_) | Error::StaleGeneration))
 }
 
+/// Whether what was asked for cannot be done: by the kernel, or already on the way to it.
 fn is_refusal(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(Error::Rejected(_)))
+    matches!(error.downcast_ref(), Some(Error::Rejected(_) | Error::Invalid { .. }))
 }
 
 fn host_addresses() -> Vec<IpAddr> {

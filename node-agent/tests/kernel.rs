@@ -206,6 +206,42 @@ fn a_service_with_the_longest_names_is_not_written_again_by_a_restart() {
     });
 }
 
+/// What the API server would never let in stands for what a kernel may refuse.
+#[test]
+fn a_service_that_is_refused_does_not_hinder_the_others_and_comes_back_when_it_is_right() {
+    in_namespace(|| {
+        let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
+        let service = |last: u8, port_name: &str| {
+            let mut service = Service::new(name(last));
+            service.cluster_ips = vec![[10, 96, 0, last].into()];
+            service.ports = vec![ServicePort {
+                name: port_name.into(),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: None,
+            }];
+            Change::Apply(Object::Service(service))
+        };
+        let served = |last| nft(&["list", "ruleset"]).contains(&format!("10.96.0.{last} . tcp . 80 comment"));
+        let mut now = Instant::now();
+        (1..=4).for_each(|last| agent.world.apply(service(last, if last == 2 { "a\0b" } else { "ab" })));
+        engine_sync(&mut engine, &mut agent, now);
+        assert_eq!(([1, 2, 3, 4].map(served), engine.refused()), ([true, false, true, true], 1));
+
+        agent.world.apply(service(5, "ab"));
+        engine_sync(&mut engine, &mut agent, now);
+        assert!(served(5), "changes are followed meanwhile");
+
+        now += Duration::from_secs(60);
+        engine_sync(&mut engine, &mut agent, now);
+        assert_eq!((served(2), engine.refused()), (false, 1), "it was tried again");
+
+        agent.world.apply(service(2, "ab"));
+        engine_sync(&mut engine, &mut agent, now);
+        assert_eq!((served(2), engine.refused()), (true, 0));
+    });
+}
+
 #[test]
 fn a_node_object_that_goes_takes_no_node_port_with_it() {
     in_namespace(|| {

@@ -136,14 +136,13 @@ fn desired(
 /// `nft` refuses longer comments on input, and so would lose them on a restore.
 const LONGEST_LABEL: usize = 128;
 
-/// ASCII, as names of Kubernetes objects are. The longest are cut, here and not on the way to the
-/// kernel: what is read back must be equal.
+/// The longest are cut, here and not on the way to the kernel: what is read back must be equal.
 fn label(service: &Service, port: &ServicePort) -> Box<str> {
     let mut label = match &*port.name {
         "" => service.name.as_str().to_owned(),
         name => format!("{}:{name}", service.name),
     };
-    label.truncate(LONGEST_LABEL);
+    label.truncate(label.floor_char_boundary(LONGEST_LABEL));
     label.into()
 }
 
