@@ -83,6 +83,11 @@ impl Cluster {
             Ok(())
         })
         .await?;
+        let endpoint = SocketAddr::from((endpoint(0, 0), ENDPOINT_PORT));
+        wait::until("the endpoints answer", Duration::from_secs(10), async || {
+            timeout(Duration::from_millis(50), reached(&host.netns, endpoint)).await?
+        })
+        .await?;
         Ok(host)
     }
 
@@ -94,7 +99,7 @@ impl Cluster {
         let mut vips = Vec::new();
         while let Some(vip) = created.try_next().await? {
             vips.push(vip);
-            if vips.len() % 2000 == 0 {
+            if vips.len() % 1000 == 0 {
                 progress(&format!("{} of {count} Services created", first + vips.len()));
             }
         }

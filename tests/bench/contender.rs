@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -11,9 +11,13 @@ use lab::network::{self, Host};
 use lab::process::Program;
 use lab::programs;
 use lab::spawn::Spec;
-use nix::unistd::{SysconfVar, sysconf};
+use lab::traffic::Client;
 
 use crate::cluster::{Cluster, NODE};
+use crate::usage::Family;
+
+/// Both programs listen there if not told otherwise.
+const HEALTH_PORT: u16 = 10256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Contender {
@@ -91,35 +95,21 @@ conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeo
 }
 
 impl Running {
-    fn folder(&self) -> Result<PathBuf> {
+    pub(crate) fn family(&self) -> Result<Family> {
         let pid = self.program.state().pid.with_context(|| format!("{} ended", self.program.name()))?;
-        Ok(PathBuf::from(format!("/proc/{pid}")))
+        Ok(Family(pid))
     }
 
-    /// Processor seconds so far, with children that have ended: fields 14 to 17 of proc_pid_stat(5).
-    pub(crate) fn processor_seconds(&self) -> Result<f64> {
-        let stat = fs::read_to_string(self.folder()?.join("stat"))?;
-        let (_, fields) = stat.rsplit_once(") ").context("a stat line has a command's name")?;
-        let ticks: u32 =
-            fields.split(' ').skip(11).take(4).filter_map(|field| field.parse::<u32>().ok()).sum();
-        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the clock has ticks")?;
-        #[allow(clippy::cast_precision_loss, reason = "a hundred or a thousand")]
-        Ok(f64::from(ticks) / per_second as f64)
+    /// Starts a program that was killed again, in its namespace. Returns the moment of the start.
+    pub(crate) async fn resume(&self) -> Result<Instant> {
+        let started = Instant::now();
+        self.program.resume().await?;
+        Ok(started)
     }
 
-    /// Bytes of `VmRSS` or `VmHWM`, with the children that run.
-    pub(crate) fn memory(&self, field: &str) -> Result<f64> {
-        let folder = self.folder()?;
-        let main = folder.file_name().and_then(|pid| pid.to_str()).unwrap_or_default().to_owned();
-        let children =
-            fs::read_to_string(folder.join("task").join(&main).join("children")).unwrap_or_default();
-        let mut bytes = 0.0;
-        for pid in children.split_whitespace().chain([main.as_str()]) {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-            let kibibytes = line.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u32>().ok());
-            bytes += f64::from(kibibytes.unwrap_or_default()) * 1024.0;
-        }
-        Ok(bytes)
+    /// `/healthz` says 200.
+    pub(crate) async fn healthy(&self) -> Result<()> {
+        let address = (Ipv4Addr::LOCALHOST, HEALTH_PORT).into();
+        Client::in_netns(self.host.netns.clone()).request(address, "GET", "/healthz").await.map(drop)
     }
 }

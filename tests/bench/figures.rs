@@ -3,11 +3,18 @@
 use std::fmt;
 use std::time::Duration;
 
+/// From so many samples on, the 99th percentile is told too.
+const TAIL: usize = 50;
+
 /// What was measured several times over, in one unit.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
+    pub(crate) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     pub(crate) fn add(&mut self, value: f64) {
         self.0.push(value);
     }
@@ -76,7 +83,9 @@ impl fmt::Display for Row {
         let cell = |samples: &Samples| match (samples.median(), samples.at(0.0), samples.at(1.0)) {
             (Some(median), Some(least), Some(most)) => {
                 let [median, least, most] = [median, least, most].map(|value| three(self.unit.of(value)));
-                format!("{median} ({least} – {most})")
+                let tail = (TAIL <= samples.0.len()).then(|| samples.at(0.99)).flatten();
+                let tail = tail.map_or_else(String::new, |p99| format!("; p99 {}", three(self.unit.of(p99))));
+                format!("{median} ({least} – {most}{tail})")
             }
             _ => "—".to_owned(),
         };
@@ -114,7 +123,9 @@ mod tests {
             peer: Some(samples(&[4.0, 2.0])),
         };
         assert_eq!(row.to_string(), "| cold start, ms | 200 (100 – 300) | 2000 (2000 – 4000) | 10.0× |");
-        let alone = Row { ours: Samples::default(), peer: None, ..row };
+        let many = Row { ours: Samples((1..=100).map(|n| f64::from(n) / 1e3).collect()), peer: None, ..row };
+        assert_eq!(many.to_string(), "| cold start, ms | 50.0 (1.00 – 100; p99 99.0) | — | — |");
+        let alone = Row { ours: Samples::default(), peer: None, ..many };
         assert_eq!(alone.to_string(), "| cold start, ms | — | — | — |");
     }
 

@@ -4,13 +4,20 @@
 mod cluster;
 mod contender;
 mod figures;
+mod lone_change;
+mod machine;
 mod proxies;
 mod reach;
+mod usage;
 
+use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use figures::Row;
 
 /// What is measured, and how often.
 #[derive(Debug, Parser)]
@@ -19,10 +26,10 @@ struct Plan {
     /// program.
     #[arg(long, value_delimiter = ',', default_value = "1000:7,10000:5")]
     sizes: Vec<Size>,
-    /// Lone changes of endpoints, for each program at each size.
-    #[arg(long, default_value_t = 60)]
+    /// Lone changes of endpoints in each round of each program.
+    #[arg(long, default_value_t = 40)]
     changes: usize,
-    /// Services that are applied and reached, one after the other.
+    /// Services that are applied and reached, one after the other; 0 for none.
     #[arg(long, default_value_t = 15)]
     reach_rounds: usize,
 }
@@ -43,17 +50,33 @@ impl FromStr for Size {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> Result<ExitCode> {
     let plan = Plan::parse();
-    let mut rows = reach::measure(plan.reach_rounds).await?;
-    rows.extend(proxies::measure(&plan).await?);
-    println!(
-        "\n| median (least – most) | Fairlead | kube-proxy 1.37.2, nftables | factor |\n|---|---|---|---|"
-    );
+    let head = machine::described(&plan);
+    // What runs ends, and what was made is removed, with the future that is dropped.
+    let rows = tokio::select! {
+        rows = measure(&plan) => rows?,
+        _ = tokio::signal::ctrl_c() => {
+            progress("stopping: removing everything from this machine");
+            return Ok(ExitCode::from(130));
+        }
+    };
+    println!("{head}\n| median (least – most) | Fairlead | kube-proxy | factor |\n|---|---|---|---|");
     rows.iter().for_each(|row| println!("{row}"));
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
+async fn measure(plan: &Plan) -> Result<Vec<Row>> {
+    let mut rows = if plan.reach_rounds > 0 { reach::measure(plan.reach_rounds).await? } else { Vec::new() };
+    if !plan.sizes.is_empty() {
+        rows.extend(proxies::measure(plan).await?);
+    }
+    Ok(rows)
+}
+
+/// With the time since the first word, on standard error: the table alone is the output.
 fn progress(text: &str) {
-    eprintln!("  … {text}");
+    static START: OnceLock<Instant> = OnceLock::new();
+    let seconds = START.get_or_init(Instant::now).elapsed().as_secs();
+    eprintln!("  … {:3}:{:02} {text}", seconds / 60, seconds % 60);
 }

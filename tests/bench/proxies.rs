@@ -1,15 +1,16 @@
 //! What a node's proxy costs with many Services, ours beside the real kube-proxy, turn by turn.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use lab::netns::Netns;
+use anyhow::{Result, ensure};
 use tokio::time::{sleep, timeout};
 
-use crate::cluster::{Cluster, endpoint, reached};
+use crate::cluster::{Cluster, reached};
 use crate::contender::{BOTH, Contender, Running};
 use crate::figures::{Row, Samples, Unit};
+use crate::lone_change::{Change, LoneChanges, await_endpoint};
 use crate::{Plan, progress};
 
 /// Between two looks.
@@ -27,11 +28,14 @@ const REST: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default)]
 struct Costs {
     cold: Samples,
+    processor_until_then: Samples,
     processor: Samples,
     rss: Samples,
+    hwm: Samples,
     peak: Samples,
-    same_count: Samples,
-    other_count: Samples,
+    changes: LoneChanges,
+    restart_healthy: Samples,
+    restart_served: Samples,
 }
 
 pub(crate) async fn measure(plan: &Plan) -> Result<Vec<Row>> {
@@ -43,10 +47,13 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Vec<Row>> {
         cluster.grow_to(size.services).await?;
         let mut costs = BOTH.map(|contender| (contender, Costs::default()));
         for round in 0..size.rounds {
+            progress(&format!("{} Services, round {} of {}", size.services, round + 1, size.rounds));
             for (contender, costs) in &mut costs {
                 run += 1;
-                let changes = if round == 0 { plan.changes } else { 0 };
-                one_run(&cluster, *contender, run, changes, costs).await?;
+                let running = contender.start(&cluster, run).await?;
+                cold_start(&cluster, *contender, &running, round, costs).await?;
+                costs.changes.measure(&cluster, &running.host.netns, plan.changes).await?;
+                restart(&cluster, *contender, &running, round, costs).await?;
             }
         }
         rows.extend(table(size.services, costs));
@@ -54,39 +61,69 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-async fn one_run(
+async fn cold_start(
     cluster: &Cluster,
     contender: Contender,
-    run: usize,
-    changes: usize,
+    running: &Running,
+    round: usize,
     costs: &mut Costs,
 ) -> Result<()> {
-    let running = contender.start(cluster, run).await?;
-    for vip in sample(&cluster.vips) {
-        await_vip(&running, vip).await?;
-    }
-    let cold = running.started.elapsed();
-    costs.cold.add_time(cold);
-    progress(&format!(
-        "{} with {} Services: all VIPs answer after {:.3} s",
-        contender.name(),
-        cluster.vips.len(),
-        cold.as_secs_f64()
-    ));
-    sleep(REST).await;
-    costs.processor.add(running.processor_seconds()?);
-    costs.rss.add(running.memory("VmRSS")?);
-    costs.peak.add(running.memory("VmHWM")?);
-    for nth in 0..changes {
-        change(cluster, &running.host.netns, nth, costs).await?;
-    }
+    let family = running.family()?;
+    let programmed = async {
+        for vip in sample(&cluster.vips, round) {
+            await_vip(running, vip).await?;
+        }
+        let cold = running.started.elapsed();
+        costs.cold.add_time(cold);
+        costs.processor_until_then.add(family.processor_seconds()?);
+        progress(&format!("{}: all VIPs answer after {:.3} s", contender.name(), cold.as_secs_f64()));
+        sleep(REST).await;
+        anyhow::Ok(())
+    };
+    family.peak_during(&mut costs.peak, programmed).await?;
+    costs.processor.add(family.processor_seconds()?);
+    costs.rss.add(family.memory("VmRSS"));
+    costs.hwm.add(family.memory("VmHWM"));
     Ok(())
 }
 
-/// The first, the last, and some between that are spread evenly.
-fn sample(vips: &[SocketAddr]) -> Vec<SocketAddr> {
-    let step = (vips.len() / (SAMPLE + 1)).max(1);
-    let between = vips.iter().skip(step).step_by(step).take(SAMPLE);
+/// Kills the program, changes the endpoints of a Service, and starts it again over its own rules.
+async fn restart(
+    cluster: &Cluster,
+    contender: Contender,
+    running: &Running,
+    round: usize,
+    costs: &mut Costs,
+) -> Result<()> {
+    let change = Change::of(cluster, round * 7919 + 17)?;
+    running.program.kill().await?;
+    cluster.move_endpoints(change.service, &change.after).await?;
+    let started = running.resume().await?;
+    let healthy = async {
+        while running.healthy().await.is_err() {
+            ensure!(started.elapsed() < PATIENCE, "{} does not become healthy", running.program.name());
+            sleep(PAUSE).await;
+        }
+        Ok(started.elapsed())
+    };
+    let served = await_endpoint(&running.host.netns, change.vip, &change.after, started);
+    let (healthy, served) = tokio::try_join!(healthy, served)?;
+    costs.restart_healthy.add_time(healthy);
+    costs.restart_served.add_time(served);
+    progress(&format!("{}: back after {:.3} s", contender.name(), served.as_secs_f64()));
+    cluster.move_endpoints(change.service, &change.before).await
+}
+
+/// The last, the first, and one out of each of as many equal parts between them; another one each round,
+/// the same one for both programs.
+fn sample(vips: &[SocketAddr], round: usize) -> Vec<SocketAddr> {
+    let step = (vips.len() / SAMPLE).max(1);
+    let between = vips.chunks(step).take(SAMPLE).enumerate().filter_map(|(part, vips)| {
+        let mut hasher = DefaultHasher::new();
+        (round, part).hash(&mut hasher);
+        let chosen = usize::try_from(hasher.finish() >> 32).unwrap_or_default();
+        vips.get(chosen % vips.len())
+    });
     vips.last().into_iter().chain(vips.first()).chain(between).copied().collect()
 }
 
@@ -105,49 +142,41 @@ async fn await_vip(running: &Running, vip: SocketAddr) -> Result<()> {
     }
 }
 
-/// From the API server's answer to a patch until a connection reaches a new endpoint. The patch leaves
-/// the count as it was, or changes it, by turns; the next one finds two endpoints again.
-async fn change(cluster: &Cluster, netns: &Netns, nth: usize, costs: &mut Costs) -> Result<()> {
-    let service = (nth * 7919) % cluster.vips.len();
-    let vip = *cluster.vips.get(service).context("there are Services")?;
-    let (before, after) =
-        ([endpoint(service, 0), endpoint(service, 1)], [endpoint(service, 2), endpoint(service, 3)]);
-    let wanted = if nth.is_multiple_of(2) { &after[..] } else { &after[..1] };
-    let samples = if nth.is_multiple_of(2) { &mut costs.same_count } else { &mut costs.other_count };
-    cluster.move_endpoints(service, wanted).await?;
-    samples.add_time(await_endpoint(netns, vip, wanted).await?);
-    cluster.move_endpoints(service, &before).await?;
-    await_endpoint(netns, vip, &before).await?;
-    Ok(())
-}
-
-async fn await_endpoint(netns: &Netns, vip: SocketAddr, wanted: &[Ipv4Addr]) -> Result<Duration> {
-    let answered = Instant::now();
-    loop {
-        if let Ok(Ok(endpoint)) = timeout(LOOK, reached(netns, vip)).await
-            && wanted.contains(&endpoint)
-        {
-            return Ok(answered.elapsed());
-        }
-        ensure!(answered.elapsed() < PATIENCE, "{vip} never reached {wanted:?}");
-        sleep(Duration::from_millis(1)).await;
-    }
-}
-
 fn table(services: usize, costs: [(Contender, Costs); 2]) -> Vec<Row> {
     let [(_, ours), (_, peer)] = costs;
     let row = |what: &str, unit, of: fn(&Costs) -> &Samples| Row {
-        what: format!("{services} Services × 2 endpoints: {what}"),
+        what: format!("{services} × 2: {what}"),
         unit,
         ours: of(&ours).clone(),
         peer: Some(of(&peer).clone()),
     };
     vec![
         row("cold start until all VIPs answer", Unit::Seconds, |c| &c.cold),
-        row("processor time of the start, taken 10 s later", Unit::Seconds, |c| &c.processor),
+        row("processor time until then, with children", Unit::Seconds, |c| &c.processor_until_then),
+        row("processor time 10 s later, with children", Unit::Seconds, |c| &c.processor),
         row("VmRSS 10 s later", Unit::Mebibytes, |c| &c.rss),
-        row("VmHWM", Unit::Mebibytes, |c| &c.peak),
-        row("a lone change of endpoints, same count", Unit::Milliseconds, |c| &c.same_count),
-        row("a lone change of endpoints, another count", Unit::Milliseconds, |c| &c.other_count),
+        row("VmHWM 10 s later", Unit::Mebibytes, |c| &c.hwm),
+        row("most memory at once, with children that ended", Unit::Mebibytes, |c| &c.peak),
+        row("lone change, same count", Unit::Milliseconds, |c| &c.changes.same_count),
+        row("lone change, another count", Unit::Milliseconds, |c| &c.changes.other_count),
+        row("restart until `/healthz` says 200", Unit::Seconds, |c| &c.restart_healthy),
+        row("restart until a change made meanwhile is served", Unit::Seconds, |c| &c.restart_served),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_sample_has_the_ends_and_other_vips_each_round() {
+        let vips: Vec<SocketAddr> = (1..=1000).map(|port| SocketAddr::from(([10, 96, 0, 1], port))).collect();
+        let [first, second] = [0, 1].map(|round| sample(&vips, round));
+        assert_eq!(first[..2], [vips[999], vips[0]]);
+        assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), SAMPLE + 2);
+        assert_ne!(first, second);
+        assert_eq!(sample(&vips[..3], 0).len(), 5, "few Services are all looked at");
+    }
 }

@@ -32,7 +32,8 @@ pub struct Program {
 
 #[derive(Debug, Clone, Copy)]
 enum Order {
-    Stop,
+    /// With the signal that ends it.
+    Stop(Signal),
     Start,
 }
 
@@ -104,11 +105,20 @@ impl Program {
     /// # Errors
     /// When it does not end.
     pub async fn stop(&self) -> Result<()> {
-        self.orders.send(Order::Stop).await.context("the supervisor ended")?;
+        self.orders.send(Order::Stop(Signal::SIGTERM)).await.context("the supervisor ended")?;
         let asked = self.ended(GRACE).await;
         if asked.is_err() {
             self.signal(Signal::SIGKILL)?;
         }
+        self.ended(GRACE).await
+    }
+
+    /// SIGKILL, and no new start until [`Self::resume`]. Returns once the process is gone.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn kill(&self) -> Result<()> {
+        self.orders.send(Order::Stop(Signal::SIGKILL)).await.context("the supervisor ended")?;
         self.ended(GRACE).await
     }
 
@@ -120,7 +130,7 @@ impl Program {
         .await
     }
 
-    /// Starts it again after [`Self::stop`].
+    /// Starts it again after [`Self::stop`] or [`Self::kill`].
     ///
     /// # Errors
     /// When it does not come up.
@@ -164,10 +174,10 @@ async fn supervise(
         tokio::select! {
             order = orders.recv() => match order {
                 None => return,
-                Some(Order::Stop) => {
+                Some(Order::Stop(signal)) => {
                     wanted = false;
                     if let Some(pid) = running.as_ref().and_then(Child::id).and_then(|pid| i32::try_from(pid).ok()) {
-                        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+                        let _ = kill(Pid::from_raw(pid), signal);
                     }
                 }
                 Some(Order::Start) => wanted = true,
