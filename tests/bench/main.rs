@@ -22,15 +22,23 @@ use figures::Row;
 /// What is measured, and how often.
 #[derive(Debug, Parser)]
 struct Plan {
+    /// A run of two minutes; what else is given counts.
+    #[arg(long)]
+    quick: bool,
     /// SERVICES:ROUNDS, comma separated, growing: how many Services, and how many cold starts of each
     /// program.
-    #[arg(long, value_delimiter = ',', default_value = "1000:7,10000:5")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1000:7,10000:5",
+        default_value_if("quick", "true", "1000:3")
+    )]
     sizes: Vec<Size>,
     /// Lone changes of endpoints in each round of each program.
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value = "40", default_value_if("quick", "true", "10"))]
     changes: usize,
     /// Services that are applied and reached, one after the other; 0 for none.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value = "15", default_value_if("quick", "true", "5"))]
     reach_rounds: usize,
 }
 
@@ -79,4 +87,21 @@ fn progress(text: &str) {
     static START: OnceLock<Instant> = OnceLock::new();
     let seconds = START.get_or_init(Instant::now).elapsed().as_secs();
     eprintln!("  … {:3}:{:02} {text}", seconds / 60, seconds % 60);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_run_is_short_except_where_told_otherwise() {
+        let rounds = |arguments: &[&str]| {
+            let plan = Plan::parse_from([&["bench"], arguments].concat());
+            let sizes: Vec<_> = plan.sizes.iter().map(|size| (size.services, size.rounds)).collect();
+            (sizes, plan.changes, plan.reach_rounds)
+        };
+        assert_eq!(rounds(&[]), (vec![(1000, 7), (10_000, 5)], 40, 15));
+        assert_eq!(rounds(&["--quick"]), (vec![(1000, 3)], 10, 5));
+        assert_eq!(rounds(&["--quick", "--sizes=10:1,20:2", "--changes=3"]), (vec![(10, 1), (20, 2)], 3, 5));
+    }
 }
