@@ -28,8 +28,11 @@ const AT_ONCE: usize = 48;
 /// The kernel answers in well under a millisecond. What was only slow is asked again.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Two retransmissions of a SYN.
-const MORE_PATIENCE: Duration = Duration::from_millis(3500);
+/// When asked again: two retransmissions of a SYN.
+pub(crate) const PATIENT: Duration = Duration::from_millis(3500);
+
+/// When simpler cases are looked for, where a mistake costs little: one retransmission.
+pub(crate) const BRISK: Duration = Duration::from_millis(1200);
 
 /// How often the twins are asked again where they do not agree.
 const ROUNDS: usize = 3;
@@ -59,11 +62,12 @@ pub(crate) struct Judged {
 }
 
 impl LabOfTwo {
-    /// Both twins' verdicts on every flow of the cases.
+    /// Both twins' verdicts on every flow of the cases. Where they do not agree they are asked again,
+    /// with that much patience, until nothing changes.
     ///
     /// # Errors
     /// When the API server refuses an object, or a program does not catch up.
-    pub(crate) async fn judge(&self, cases: &[Case], settings: &Settings) -> Result<Judged> {
+    pub(crate) async fn judge(&self, cases: &[Case], settings: &Settings, again: Duration) -> Result<Judged> {
         let started = Instant::now();
         let services = self.load(cases).await?;
         let loaded = started.elapsed();
@@ -80,7 +84,11 @@ impl LabOfTwo {
             asked.retain(|asked| {
                 !meant::same(&services[asked.flow.case], &asked.verdicts[0], &asked.verdicts[1])
             });
-            self.ask(&mut asked, MORE_PATIENCE).await?;
+            let before: Vec<_> = asked.iter().map(|asked| asked.verdicts.clone()).collect();
+            self.ask(&mut asked, again).await?;
+            if asked.iter().zip(&before).all(|(asked, before)| asked.verdicts == *before) {
+                break;
+            }
         }
         for Asked { flow, verdicts: [theirs, ours] } in asked {
             let service = &services[flow.case];

@@ -59,7 +59,7 @@ impl Case {
                 if stage {
                     object["metadata"]["annotations"][STAGE] = "before".into();
                 }
-                text += &format!("---\n{}", serde_yaml_ng::to_string(&object)?);
+                text += &format!("---\n{}", serde_yaml_ng::to_string(&without_empty(object))?);
             }
         }
         Ok(text)
@@ -117,6 +117,24 @@ impl State {
             *text = external_address(*address, text.contains(':')).to_string();
             *address += 1;
         }
+    }
+}
+
+/// Fields that say nothing make a fixture harder to read.
+fn without_empty(value: Value) -> Value {
+    let empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    };
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().map(|(name, value)| (name, without_empty(value)));
+            fields.filter(|(_, value)| !empty(value)).collect()
+        }
+        Value::Array(items) => items.into_iter().map(without_empty).collect(),
+        other => other,
     }
 }
 

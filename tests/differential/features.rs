@@ -42,7 +42,8 @@ pub(crate) enum Feature {
     UndefinedPorts,
     /// Addresses of the Service network that no Service has.
     UnallocatedAddresses,
-    /// No NodePorts for a load balancer, `publishNotReadyAddresses`, no IP yet.
+    /// Headless, no NodePorts for a load balancer, `publishNotReadyAddresses`, external IPs of a
+    /// family that the Service has not.
     Oddities,
     /// The Service had other endpoints, policies or ports before.
     Changes,
@@ -58,7 +59,7 @@ const FEATURES: &[(&str, Feature, bool)] = &[
     ("many-slices", Feature::ManySlices, true),
     ("readiness", Feature::Readiness, true),
     ("terminating", Feature::Terminating, true),
-    ("ghosts", Feature::Ghosts, false),
+    ("ghosts", Feature::Ghosts, true),
     ("external-local", Feature::ExternalLocal, true),
     ("internal-local", Feature::InternalLocal, true),
     ("node-names", Feature::NodeNames, true),
@@ -77,7 +78,7 @@ const FEATURES: &[(&str, Feature, bool)] = &[
 ///
 /// | variable | meaning | else |
 /// |---|---|---|
-/// | `FAIRLEAD_DIFFERENTIAL_CASES` | how many generated cases | 300 |
+/// | `FAIRLEAD_DIFFERENTIAL_CASES` | how many generated cases | 500 |
 /// | `FAIRLEAD_DIFFERENTIAL_FEATURES` | `all`, or names to add to today's: `affinity,topology` | today's |
 /// | `FAIRLEAD_DIFFERENTIAL_SEED` | repeats a run | the time |
 #[derive(Debug, Clone)]
@@ -96,7 +97,7 @@ impl Settings {
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         Ok(Self {
-            cases: number("FAIRLEAD_DIFFERENTIAL_CASES")?.map_or(Ok(300), usize::try_from)?,
+            cases: number("FAIRLEAD_DIFFERENTIAL_CASES")?.map_or(Ok(500), usize::try_from)?,
             features: features(&env::var("FAIRLEAD_DIFFERENTIAL_FEATURES").unwrap_or_default())?,
             seed: number("FAIRLEAD_DIFFERENTIAL_SEED")?.unwrap_or(now),
         })

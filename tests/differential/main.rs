@@ -36,7 +36,7 @@ async fn both_nodes_give_every_flow_the_same_fate() -> Result<()> {
 
     let mut failures = 0;
     let fixtures = cases::fixtures(&settings.features)?;
-    let judged = lab.judge(&fixtures, &settings).await?;
+    let judged = lab.judge(&fixtures, &settings, batch::PATIENT).await?;
     println!("{} fixtures: {judged}", fixtures.len());
     for case in judged.different_cases() {
         failures += 1;
@@ -49,7 +49,7 @@ async fn both_nodes_give_every_flow_the_same_fate() -> Result<()> {
         let mut trees = generator.trees(left.min(BATCH))?;
         left -= trees.len();
         let cases: Vec<Case> = trees.iter().map(|tree| generator.case(tree)).collect();
-        let judged = lab.judge(&cases, &settings).await?;
+        let judged = lab.judge(&cases, &settings, batch::PATIENT).await?;
         println!("{} cases: {judged}, {:.1} s so far", cases.len(), started.elapsed().as_secs_f32());
         for case in judged.different_cases() {
             failures += 1;

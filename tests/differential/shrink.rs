@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::batch::Difference;
+use crate::batch::{BRISK, Difference};
 use crate::cases::Case;
 use crate::features::Settings;
 use crate::generate::{Generator, Tree};
@@ -32,7 +32,7 @@ pub(crate) async fn shrink(
     // The first look is at the case itself, alone.
     while simpler && started.elapsed() < DEADLINE {
         let case = generator.case(tree);
-        let differences = lab.judge(std::slice::from_ref(&case), settings).await?.of_case(0);
+        let differences = lab.judge(std::slice::from_ref(&case), settings, BRISK).await?.of_case(0);
         simpler = if differences.is_empty() {
             tree.complicate()
         } else {

@@ -83,7 +83,7 @@ fn service(sketch: &Sketch, ports: &[NumberedPort], policies: Policies) -> Servi
         spec["externalTrafficPolicy"] = policy(policies.external_local).into();
     }
     if sketch.external_ips {
-        spec["externalIPs"] = sketch.families.each().into_iter().map(Family::unspecified).collect();
+        spec["externalIPs"] = external_families(sketch).into_iter().map(Family::unspecified).collect();
     }
     if sketch.odd {
         spec["publishNotReadyAddresses"] = true.into();
@@ -100,6 +100,11 @@ fn service(sketch: &Sketch, ports: &[NumberedPort], policies: Policies) -> Servi
         _ => json!({}),
     };
     from_json(json!({"metadata": {"labels": labels}, "spec": spec, "status": status}))
+}
+
+/// Nobody keeps an external IP to the families of its Service.
+fn external_families(sketch: &Sketch) -> Vec<Family> {
+    if sketch.odd { vec![Family::V4, Family::V6] } else { sketch.families.each() }
 }
 
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -119,10 +124,8 @@ fn ingress(sketch: &Sketch) -> Vec<Value> {
 
 fn slices(sketch: &Sketch, family: Family, endpoints: &Endpoints) -> Vec<EndpointSlice> {
     let ports = numbered(&sketch.ports);
-    let nonempty = |nth: usize| {
-        let fills = |endpoint: &Endpoint| endpoint.is_in(nth) || nth == SLICES - 1 && endpoint.has_ghost();
-        nth == 0 || endpoints.values().any(fills)
-    };
+    let fills = |nth: usize, endpoint: &Endpoint| endpoint.is_in(nth) || endpoint.ghost_in(nth).is_some();
+    let nonempty = |nth: usize| nth == 0 || endpoints.values().any(|endpoint| fills(nth, endpoint));
     let slice = |nth: usize| {
         let traits = sketch.slices[nth];
         let fewer = usize::from(traits.lacks_port && ports.len() > 1);
@@ -136,10 +139,9 @@ fn slices(sketch: &Sketch, family: Family, endpoints: &Endpoints) -> Vec<Endpoin
         let members = endpoints.iter().filter(|(_, endpoint)| endpoint.is_in(nth));
         let mut members: Vec<Value> =
             members.map(|(number, endpoint)| member(*number, *endpoint, family)).collect();
-        if nth == SLICES - 1 {
-            let haunted = endpoints.iter().filter(|(_, endpoint)| endpoint.has_ghost());
-            members.extend(haunted.map(|(number, endpoint)| ghost(*number, *endpoint, family)));
-        }
+        members.extend(endpoints.iter().filter_map(|(number, endpoint)| {
+            endpoint.ghost_in(nth).map(|ghost| member(*number, ghost, family))
+        }));
         let labels = match sketch.label {
             Label::OtherProxyOnSlices => json!({OTHER_PROXY: "somebody"}),
             Label::HeadlessOnSlices => json!({HEADLESS: ""}),
@@ -178,11 +180,6 @@ fn member(number: u8, endpoint: Endpoint, family: Family) -> Value {
     value
 }
 
-/// The pod that had the address before.
-fn ghost(number: u8, endpoint: Endpoint, family: Family) -> Value {
-    member(number, Endpoint { state: Condition::Terminating, ..endpoint }, family)
-}
-
 fn hints(number: u8, hints: Hints) -> Value {
     let here = number < LOCAL;
     // Endpoints elsewhere are in this node's zone or in another.
@@ -210,11 +207,12 @@ impl Endpoint {
         self.slices & 1 << slice != 0
     }
 
-    /// Two that terminate would contradict each other.
-    fn has_ghost(&self) -> bool {
+    /// The pod that had the address before. Two that terminate would contradict each other.
+    fn ghost_in(&self, slice: usize) -> Option<Self> {
         let terminates =
             matches!(self.state, Condition::Terminating | Condition::Gone | Condition::ReadyAnyway);
-        self.ghost && !terminates
+        let ghost = self.ghost.filter(|ghost| ghost.slice == slice && !terminates)?;
+        Some(Self { state: Condition::Terminating, node: ghost.node, ..*self })
     }
 }
 

@@ -78,8 +78,15 @@ pub(crate) struct Endpoint {
     pub slices: u8,
     pub node: NodeName,
     pub hints: Hints,
-    /// In the last slice is an older pod of the same address too, which is terminating.
-    pub ghost: bool,
+    /// An older pod of the same address is in a slice too.
+    pub ghost: Option<Ghost>,
+}
+
+/// A pod that is terminating, whose address another has already.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ghost {
+    pub slice: usize,
+    pub node: NodeName,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,8 +233,9 @@ fn endpoints(settings: &Settings) -> BoxedStrategy<Endpoints> {
     let number = prop_oneof![2 => 0..LOCAL, 2 => LOCAL..LOCAL + REMOTE];
     let slices = settings.maybe(Feature::ManySlices, prop_oneof![Just(1), Just(2), 1..8_u8], 1);
     let nodes = prop_oneof![8 => Just(NodeName::Own), 1 => Just(NodeName::Other), 1 => Just(NodeName::None)];
+    let ghost = (0..SLICES, nodes.clone()).prop_map(|(slice, node)| Ghost { slice, node });
     let node = settings.maybe(Feature::NodeNames, nodes, NodeName::Own);
-    let ghost = settings.maybe(Feature::Ghosts, prop::bool::weighted(0.2), false);
+    let ghost = settings.maybe(Feature::Ghosts, option::weighted(0.2, ghost), None);
     let traits = (conditions(settings), slices, node, hints(settings), ghost)
         .prop_map(|(state, slices, node, hints, ghost)| Endpoint { state, slices, node, hints, ghost })
         .boxed();
