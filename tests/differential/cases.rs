@@ -65,7 +65,8 @@ impl Case {
         Ok(text)
     }
 
-    fn from_yaml(text: &str) -> Result<(Self, Vec<Feature>)> {
+    /// A fixture, and the features it needs.
+    pub(crate) fn from_yaml(text: &str) -> Result<(Self, Vec<Feature>)> {
         let mut needs = Vec::new();
         let (mut before, mut now) = (Vec::new(), Vec::new());
         for document in serde_yaml_ng::Deserializer::from_str(text) {

@@ -17,9 +17,7 @@ use lab::sweep::Ground;
 use serde_json::json;
 
 use crate::twin::{NODE, Twin};
-
-/// The zone of the node, for hints.
-pub(crate) const ZONE: &str = "zone-a";
+use crate::zone::ZONE_BEFORE;
 
 #[derive(Debug)]
 pub(crate) struct LabOfTwo {
@@ -61,7 +59,7 @@ impl LabOfTwo {
             start_kube_proxy(&kube_proxy, &control_plane, &ground, &spawner).await?,
             start_node_agent(&node_agent, &control_plane, &ground, &spawner).await?,
         ];
-        Ok(Self {
+        let lab = Self {
             control_plane,
             kube_proxy,
             node_agent,
@@ -71,7 +69,9 @@ impl LabOfTwo {
             _switch: switch,
             _spawner: spawner,
             ground,
-        })
+        };
+        lab.enter_zone().await?;
+        Ok(lab)
     }
 
     pub(crate) fn twins(&self) -> [&Twin; 2] {
@@ -88,7 +88,7 @@ impl LabOfTwo {
 async fn create_node(control_plane: &ControlPlane, twin: &Twin) -> Result<()> {
     let nodes: Api<Node> = Api::all(control_plane.client.clone());
     let node = serde_json::from_value(json!({
-        "metadata": {"name": NODE, "labels": {"topology.kubernetes.io/zone": ZONE, "kubernetes.io/hostname": NODE}},
+        "metadata": {"name": NODE, "labels": {"topology.kubernetes.io/zone": ZONE_BEFORE, "kubernetes.io/hostname": NODE}},
         "spec": {"podCIDR": PodNetwork(1).cidrs()[0], "podCIDRs": PodNetwork(1).cidrs()},
     }))?;
     nodes.create(&PostParams::default(), &node).await.context("creating the Node")?;

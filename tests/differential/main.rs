@@ -15,6 +15,7 @@ mod probe;
 mod shrink;
 mod twin;
 mod verdict;
+mod zone;
 
 use std::time::Instant;
 

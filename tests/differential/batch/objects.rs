@@ -29,7 +29,7 @@ struct Objects {
 impl LabOfTwo {
     /// Loads the cases in place of those before, and returns their Services once both programs
     /// know them.
-    pub(super) async fn load(&self, cases: &[Case]) -> Result<Vec<Service>> {
+    pub(crate) async fn load(&self, cases: &[Case]) -> Result<Vec<Service>> {
         let number = self.batches.fetch_add(1, Ordering::Relaxed);
         let objects = self.namespace(number).await?;
         let mut address = self.addresses.load(Ordering::Relaxed);

@@ -13,8 +13,8 @@ use super::sketch::{
 use crate::cases::{Case, State};
 use crate::endpoints::PORTS;
 use crate::flows::OTHER_PROXY;
-use crate::lab_of_two::ZONE;
 use crate::twin::{self, ELSEWHERE, LOCAL, NODE};
+use crate::zone::ZONE;
 
 const FIRST_PORT: usize = 80;
 
