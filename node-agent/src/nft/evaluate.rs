@@ -1,7 +1,8 @@
 //! Where does this packet go? The rules as the kernel would walk them, over what is in the sets.
 //!
 //! A choice by chance has several outcomes: the answer is all of them. One packet starts a
-//! connection here; those that follow take the same way.
+//! connection here; those that follow take the same way. [`fates`] is what tests ask, [`trace`]
+//! what `node-agent explain` prints: one walk serves both.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -37,117 +38,185 @@ pub enum Fate {
     Untouched,
 }
 
-/// One way through the translation hooks.
-#[derive(Debug, Clone, Copy)]
-enum Translated {
-    To(Target),
-    Dropped,
-    Not,
+/// The way of a packet, with every rule that was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace<'a> {
+    /// Up to the choice of an endpoint, if there is one.
+    pub hops: Vec<Hop<'a>>,
+    /// All that may come of it, in the order of the rules.
+    pub outcomes: Vec<Outcome<'a>>,
 }
 
-/// The state of the walk: the mark that asks for masquerading.
-type Marked = bool;
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome<'a> {
+    pub fate: Fate,
+    /// From the choice of the endpoint on: the filter hooks, and masquerading.
+    pub hops: Vec<Hop<'a>>,
+}
+
+/// A rule that the packet met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop<'a> {
+    pub chain: ChainName,
+    pub rule: &'a Rule,
+    /// The first match that did not hold; `None` where the rule applied.
+    pub failed: Option<&'a Match>,
+}
 
 /// All fates that the packet can have on a host with these addresses. It was sent by the host if
 /// its source is one of them.
 pub fn fates(ruleset: &Ruleset, mirror: &Mirror, host: &BTreeSet<IpAddr>, packet: Packet) -> BTreeSet<Fate> {
-    let walk = Walk { ruleset, mirror, host, packet };
-    let first = if walk.is_ours(packet.source) { ChainName::NatOutput } else { ChainName::NatPrerouting };
-    let mut ways = Vec::new();
-    walk.translate(first, false, &mut ways);
-    ways.into_iter()
-        .map(|(translated, marked)| match translated {
-            Translated::Dropped => Fate::Dropped,
-            Translated::To(target) => {
-                Fate::Endpoint { target, masqueraded: marked || walk.comes_back(target) }
-            }
-            Translated::Not => walk.filter(),
-        })
-        .collect()
+    let walk = Walk { ruleset, mirror, host, sent: host.contains(&packet.source) };
+    let ways = walk.arrive(packet, &mut |_| {});
+    ways.into_iter().map(|way| walk.leave(way, &mut |_| {})).collect()
+}
+
+/// As [`fates`], with the reasons.
+pub fn trace<'a>(
+    ruleset: &'a Ruleset,
+    mirror: &'a Mirror,
+    host: &'a BTreeSet<IpAddr>,
+    packet: Packet,
+) -> Trace<'a> {
+    let walk = Walk { ruleset, mirror, host, sent: host.contains(&packet.source) };
+    let mut hops = Vec::new();
+    let ways = walk.arrive(packet, &mut |hop| hops.push(hop));
+    let outcome = |way| {
+        let mut hops = Vec::new();
+        let fate = walk.leave(way, &mut |hop| hops.push(hop));
+        Outcome { fate, hops }
+    };
+    Trace { hops, outcomes: ways.into_iter().map(outcome).collect() }
 }
 
 struct Walk<'a> {
     ruleset: &'a Ruleset,
     mirror: &'a Mirror,
     host: &'a BTreeSet<IpAddr>,
-    packet: Packet,
+    /// By this host.
+    sent: bool,
 }
 
-impl Walk<'_> {
-    fn rules(&self, chain: ChainName) -> &[Rule] {
-        self.ruleset.chain(chain).map_or(&[], |chain| &chain.rules)
+/// The packet as it is under way: its destination changes when it is translated.
+#[derive(Debug, Clone, Copy)]
+struct Traveller {
+    packet: Packet,
+    marked: bool,
+    translated: bool,
+}
+
+/// How a chain was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Also after a translation.
+    Through,
+    Refused,
+    Dropped,
+    Masqueraded,
+}
+
+type Way = (End, Traveller);
+
+impl<'a> Walk<'a> {
+    /// Up to the translation of the destination: every way that chance may choose.
+    fn arrive(&self, packet: Packet, note: &mut impl FnMut(Hop<'a>)) -> Vec<Way> {
+        let hook = if self.sent { ChainName::NatOutput } else { ChainName::NatPrerouting };
+        let mut ways = Vec::new();
+        self.follow(hook, Traveller { packet, marked: false, translated: false }, &mut ways, note);
+        ways
     }
 
-    /// Follows a chain of the nat hooks; adds every way out of it.
-    fn translate(&self, chain: ChainName, mut marked: Marked, ways: &mut Vec<(Translated, Marked)>) {
-        for rule in self.rules(chain) {
-            if !rule.matches.iter().all(|matched| self.holds(matched, marked)) {
+    /// From there to the wire, or to a socket of this host.
+    fn leave(&self, (end, mut at): Way, note: &mut impl FnMut(Hop<'a>)) -> Fate {
+        match end {
+            End::Dropped => return Fate::Dropped,
+            End::Refused => return Fate::Refused,
+            End::Through | End::Masqueraded => {}
+        }
+        let received = self.is_ours(at.packet.destination);
+        let hooks = [
+            (self.sent, ChainName::FilterOutput),
+            (received, ChainName::FilterInput),
+            (!self.sent && !received, ChainName::FilterForward),
+            // What came from elsewhere for a socket of this host does not pass it.
+            (self.sent || !received, ChainName::NatPostrouting),
+        ];
+        let mut masqueraded = false;
+        for (_, hook) in hooks.into_iter().filter(|(passes, _)| *passes) {
+            let mut ways = Vec::new();
+            self.follow(hook, at, &mut ways, note);
+            match ways.pop() {
+                Some((End::Refused, _)) => return Fate::Refused,
+                Some((End::Dropped, _)) => return Fate::Dropped,
+                Some((End::Masqueraded, _)) => masqueraded = true,
+                Some((End::Through, on)) => at = on,
+                None => {}
+            }
+        }
+        let Packet { destination: ip, port, .. } = at.packet;
+        match at.translated {
+            true => Fate::Endpoint { target: Target { ip, port }, masqueraded },
+            false => Fate::Untouched,
+        }
+    }
+
+    /// Follows a chain and those that it leads to; adds every way out.
+    fn follow(
+        &self,
+        chain: ChainName,
+        mut at: Traveller,
+        ways: &mut Vec<Way>,
+        note: &mut impl FnMut(Hop<'a>),
+    ) {
+        for rule in self.ruleset.chain(chain).map_or(&[][..], |chain| &chain.rules) {
+            let failed = rule.matches.iter().find(|matched| !self.holds(matched, &at));
+            note(Hop { chain, rule, failed });
+            if failed.is_some() {
                 continue;
             }
             match rule.action {
-                Action::Goto(next) => return self.translate(next, marked, ways),
-                Action::Mark => marked = true,
-                Action::Drop => return ways.push((Translated::Dropped, marked)),
+                Action::Goto(next) => return self.follow(next, at, ways, note),
+                Action::Mark => at.marked = true,
+                Action::Drop => return ways.push((End::Dropped, at)),
+                Action::Reject => return ways.push((End::Refused, at)),
+                Action::Masquerade | Action::UnmarkAndMasquerade => {
+                    return ways.push((End::Masqueraded, at));
+                }
                 Action::Dnat { shape, pool, modulus } => {
-                    let slots = self.state(shape).map_or(&[][..], |state| state.pool(pool));
-                    let drawn = slots.iter().take(modulus as usize);
-                    ways.extend(drawn.flatten().map(|target| (Translated::To(*target), marked)));
-                    let taken = slots.iter().take(modulus as usize).flatten().count();
-                    if taken == modulus as usize {
+                    let slots = self.state(shape, at.packet).map_or(&[][..], |state| state.pool(pool));
+                    let drawn = || slots.iter().take(modulus as usize).flatten();
+                    ways.extend(drawn().map(|target| (End::Through, at.translated_to(*target))));
+                    if drawn().count() == modulus as usize {
                         return;
                     }
                 }
-                Action::Reject | Action::Masquerade | Action::UnmarkAndMasquerade => {}
             }
         }
-        ways.push((Translated::Not, marked));
+        ways.push((End::Through, at));
     }
 
-    /// The filter hooks that an untranslated packet passes.
-    fn filter(&self) -> Fate {
-        let (sent, received) = (self.is_ours(self.packet.source), self.is_ours(self.packet.destination));
-        let hooks = [
-            (sent, ChainName::FilterOutput),
-            (received, ChainName::FilterInput),
-            (!sent && !received, ChainName::FilterForward),
-        ];
-        for (_, chain) in hooks.into_iter().filter(|(passes, _)| *passes) {
-            for rule in self.rules(chain) {
-                if rule.matches.iter().all(|matched| self.holds(matched, false)) {
-                    match rule.action {
-                        Action::Reject => return Fate::Refused,
-                        Action::Drop => return Fate::Dropped,
-                        _ => {}
-                    }
-                }
-            }
-        }
-        Fate::Untouched
-    }
-
-    fn holds(&self, matched: &Match, marked: Marked) -> bool {
-        let Packet { source, destination, .. } = self.packet;
+    fn holds(&self, matched: &Match, at: &Traveller) -> bool {
+        let Packet { source, destination, protocol, port } = at.packet;
         match matched {
             Match::New => true,
-            Match::To(shape, group) => self.state(*shape).is_some_and(|s| s.groups.contains(*group)),
+            Match::To(shape, group) => {
+                self.state(*shape, at.packet).is_some_and(|s| s.groups.contains(*group))
+            }
             Match::ToNodeAddress => self.mirror.node_addresses.contains(&destination),
             Match::ToThisHost => self.is_ours(destination) && !destination.is_loopback(),
             Match::From(network) => network.contains(&source),
             Match::NotFrom(network) => !network.contains(&source),
-            Match::FromThisHost => self.is_ours(source),
-            Match::Marked => marked,
-            // Asked after the translation: see `comes_back`.
-            Match::Hairpin => false,
+            Match::FromThisHost => self.sent,
+            Match::Marked => at.marked,
+            Match::Hairpin => {
+                let hairpin = Hairpin { target: Target { ip: destination, port }, protocol };
+                at.translated && source == destination && self.mirror.hairpins.contains(&hairpin)
+            }
         }
     }
 
-    fn comes_back(&self, target: Target) -> bool {
-        let hairpin = Hairpin { target, protocol: self.packet.protocol };
-        self.packet.source == target.ip && self.mirror.hairpins.contains(&hairpin)
-    }
-
-    fn state(&self, shape: Shape) -> Option<&FrontendState> {
-        let Packet { destination: ip, protocol, port, .. } = self.packet;
+    fn state(&self, shape: Shape, packet: Packet) -> Option<&'a FrontendState> {
+        let Packet { destination: ip, protocol, port, .. } = packet;
         let frontend = match shape {
             Shape::Vip => Frontend::Vip { ip, protocol, port },
             Shape::NodePort => Frontend::NodePort { family: IpFamily::of(ip), protocol, port },
@@ -157,6 +226,13 @@ impl Walk<'_> {
 
     fn is_ours(&self, ip: IpAddr) -> bool {
         self.host.contains(&ip)
+    }
+}
+
+impl Traveller {
+    fn translated_to(self, target: Target) -> Self {
+        let packet = Packet { destination: target.ip, port: target.port, ..self.packet };
+        Self { packet, translated: true, ..self }
     }
 }
 
@@ -178,4 +254,53 @@ pub fn holes(state: &Mirror) -> Vec<String> {
         }
     }
     holes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, NodePortAddresses};
+    use crate::nft::layout::{Pool, SizeClass};
+    use crate::nft::step::Element;
+
+    #[test]
+    fn a_trace_names_each_rule_that_was_asked_and_why_it_did_not_apply() {
+        let config = Config {
+            node_name: "here".into(),
+            cluster_cidrs: "10.244.0.0/16".parse().unwrap(),
+            masquerade_all: false,
+            nodeport_addresses: NodePortAddresses::Primary,
+        };
+        let ruleset = Ruleset::new(IpFamily::V4, &config);
+        let ip = |ip: &str| -> IpAddr { ip.parse().unwrap() };
+        let frontend = Frontend::Vip { ip: ip("10.96.0.1"), protocol: Protocol::Tcp, port: 80 };
+        let mut mirror = Mirror::default();
+        let one = Group::Count(Pool::Cluster, SizeClass::of(1).unwrap());
+        for group in [Group::Served, one] {
+            mirror.add(&Element::Member { frontend, group });
+        }
+        let target = Target { ip: ip("10.244.1.5"), port: 8080 };
+        mirror.add(&Element::Endpoint { frontend, pool: Pool::Cluster, index: 0, target });
+        let host = BTreeSet::from([ip("172.30.0.11")]);
+        let of = |source| {
+            let packet = Packet {
+                source: ip(source),
+                destination: ip("10.96.0.1"),
+                protocol: Protocol::Tcp,
+                port: 80,
+            };
+            trace(&ruleset, &mirror, &host, packet)
+        };
+        let marks = |trace: &Trace<'_>| {
+            let mark = trace.hops.iter().find(|hop| hop.rule.action == Action::Mark).unwrap();
+            mark.failed.cloned()
+        };
+        let (pod, outside) = (of("10.244.1.9"), of("203.0.113.5"));
+        assert_eq!(marks(&pod), Some(Match::NotFrom("10.244.0.0/16".parse().unwrap())));
+        assert_eq!(pod.outcomes[0].fate, Fate::Endpoint { target, masqueraded: false });
+        assert_eq!(marks(&outside), None);
+        assert_eq!(outside.outcomes[0].fate, Fate::Endpoint { target, masqueraded: true });
+        let last = outside.outcomes[0].hops.last().unwrap();
+        assert_eq!((last.chain, last.rule.action), (ChainName::NatPostrouting, Action::UnmarkAndMasquerade));
+    }
 }
