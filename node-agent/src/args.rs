@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use daemon::log::LogFormat;
 use kube_watch::Source;
 
 use crate::config::{ClusterCidrs, Config, Listen, NodePortAddresses, parse_duration};
+use crate::explain::{Destination, Place};
 
 /// Makes Services reachable from and through this node.
 #[derive(Debug, Parser)]
@@ -24,7 +25,9 @@ pub enum Verb {
     /// Prints what would be programmed on an empty node.
     Plan(PlanArgs),
     /// Prints what is in the kernel now, in words.
-    Dump(NodeArgs),
+    Dump(DumpArgs),
+    /// Prints where a connection goes and why, by what is in the kernel now.
+    Explain(ExplainArgs),
     /// Removes our tables.
     Cleanup,
 }
@@ -59,6 +62,31 @@ pub struct PlanArgs {
     pub source: Source,
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DumpArgs {
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ExplainArgs {
+    /// Who connects: an IP, or "node" for this host itself.
+    #[arg(value_name = "SRC")]
+    pub source: Place,
+    /// 10.96.0.10:80, [fd00:96::a]:53/udp, or node:30080.
+    #[arg(value_name = "DST:PORT[/PROTO]")]
+    pub destination: Destination,
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Output {
+    #[default]
+    Text,
+    Json,
 }
 
 #[derive(Debug, Clone, Args)]

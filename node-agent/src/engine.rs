@@ -11,6 +11,7 @@ use service_model::{Node, ServiceName, World};
 
 use crate::batches::{batches, log};
 use crate::config::{Config, NodePortAddresses};
+use crate::host;
 use crate::nft::desired::DesiredService;
 use crate::nft::kernel::Kernel;
 use crate::nft::mirror::Mirror;
@@ -218,7 +219,7 @@ impl Engine {
         let primary: Vec<IpAddr> = node.into_iter().flat_map(Node::primary_ips).collect();
         let host = match self.config.nodeport_addresses {
             NodePortAddresses::Primary if primary.is_empty() => return None,
-            NodePortAddresses::Ranges(_) => host_addresses(),
+            NodePortAddresses::Ranges(_) => host::addresses().into_iter().collect(),
             NodePortAddresses::Primary | NodePortAddresses::All => Vec::new(),
         };
         Some(self.config.nodeport_addresses.select(primary.into_iter(), &host).into_iter().collect())
@@ -306,15 +307,4 @@ fn retries(error: &anyhow::Error) -> bool {
 /// Whether what was asked for cannot be done: by the kernel, or already on the way to it.
 fn is_refusal(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Rejected(_) | Error::Invalid { .. }))
-}
-
-fn host_addresses() -> Vec<IpAddr> {
-    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        })
-        .collect()
 }

@@ -18,7 +18,8 @@ use crate::config::Listen;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::nft::kernel;
-use crate::verbs::{print_dump, print_plan};
+use crate::verbs::print_plan;
+use crate::{dump, explain};
 
 /// Changes that wait in the channel before the watch is held back.
 const QUEUE: usize = 1024;
@@ -30,7 +31,8 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
     match cli.verb {
         Verb::Run(args) => run(args).await,
         Verb::Plan(args) => print_plan(&args),
-        Verb::Dump(args) => print_dump(&args),
+        Verb::Dump(args) => dump::print(&args),
+        Verb::Explain(args) => explain::print(&args),
         Verb::Cleanup => kernel::cleanup().context("removing our tables needs CAP_NET_ADMIN"),
     }
 }

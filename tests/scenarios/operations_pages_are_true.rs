@@ -54,7 +54,9 @@ fn flags(program: &str, verb: &str) -> Result<BTreeMap<String, String>> {
     let mut flags = BTreeMap::new();
     let mut current: Option<String> = None;
     for line in help.lines().map(str::trim_start) {
-        let dashed = line.strip_prefix("-h, ").or_else(|| line.strip_prefix("-V, ")).unwrap_or(line);
+        // Behind a short form.
+        let dashed =
+            line.split_once(", ").filter(|(short, _)| short.len() == 2).map_or(line, |(_, long)| long);
         if dashed.starts_with("--") {
             let name: String = dashed.split([' ', '=']).next().unwrap_or_default().to_owned();
             let required = usage.contains(&format!(" {name} <"));

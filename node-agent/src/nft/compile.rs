@@ -73,6 +73,20 @@ pub fn rule(of: IpFamily, chain: ChainName, rule: &OurRule) -> Rule {
     Rule::new(&chain.to_string(), exprs)
 }
 
+/// The expressions of one match alone.
+pub(super) fn matched(of: IpFamily, matched: &Match) -> Vec<Expr> {
+    let mut exprs = Vec::new();
+    expressions_of_match(of, matched, &mut exprs);
+    exprs
+}
+
+/// The expressions of an action alone.
+pub(super) fn action(of: IpFamily, action: Action) -> Vec<Expr> {
+    let mut exprs = Vec::new();
+    expressions_of_action(of, action, &mut exprs);
+    exprs
+}
+
 pub fn key(frontend: Frontend) -> Value {
     match frontend {
         Frontend::Vip { ip, protocol, port } => Value::new().ip(ip).u8(protocol.number()).port(port),

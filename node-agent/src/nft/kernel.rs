@@ -19,6 +19,9 @@ const QUIET_BATCH: usize = 2000;
 /// How often a commit is repeated because somebody else's came first.
 const ATTEMPTS: usize = 8;
 
+/// Rules by the name of their chain.
+pub(super) type ListedChains = BTreeMap<String, Vec<nfnetlink::Rule>>;
+
 /// One netlink socket, in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Kernel {
@@ -121,6 +124,25 @@ impl Kernel {
             }
         }
         sent
+    }
+
+    /// The table's chains with their rules, in the kernel's order; `None` without the table.
+    pub(super) fn chains(&mut self, family: IpFamily) -> nfnetlink::Result<Option<ListedChains>> {
+        let table = compile::table(family);
+        if self.socket.table(table)?.is_none() {
+            return Ok(None);
+        }
+        let chains = self.socket.chains(table)?.into_iter().map(|listed| (listed.item.name, Vec::new()));
+        let mut chains: ListedChains = chains.collect();
+        for listed in self.socket.rules(table)? {
+            chains.entry(listed.item.chain.clone()).or_default().push(listed.item);
+        }
+        Ok(Some(chains))
+    }
+
+    /// Whether there is a table of that name in the family.
+    pub(super) fn has_table(&mut self, family: IpFamily, name: &str) -> nfnetlink::Result<bool> {
+        Ok(self.socket.table(nfnetlink::TableRef::new(compile::family(family), name))?.is_some())
     }
 
     fn send(&mut self, batch: &mut Batch, announced: bool) -> nfnetlink::Result<()> {

@@ -8,6 +8,7 @@
 
 pub mod claims;
 pub mod compile;
+pub mod decompile;
 pub mod desired;
 pub mod evaluate;
 pub mod fake;
@@ -17,5 +18,6 @@ pub mod layout;
 pub mod mirror;
 pub mod others;
 pub mod plan;
+pub mod reading;
 pub mod ruleset;
 pub mod step;

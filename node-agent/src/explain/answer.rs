@@ -1,0 +1,222 @@
+//! The answer: the steps of the walk in words, and what may come of it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde::Serialize;
+use service_model::IpFamily;
+
+use super::words;
+use crate::nft::evaluate::{self, Fate, Hop, Packet, Trace};
+use crate::nft::layout::{Frontend, Group, Shape, TABLE};
+use crate::nft::mirror::Mirror;
+use crate::nft::reading::Reading;
+use crate::nft::ruleset::{Action, Match};
+
+/// Of an untouched packet's neighbours, so many are named.
+const NEIGHBOURS: usize = 12;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    pub source: IpAddr,
+    pub sent_by_this_host: bool,
+    pub destination: IpAddr,
+    pub port: u16,
+    pub protocol: String,
+    /// `namespace/name:port` of the Service port, if it is one's.
+    pub service: Option<String>,
+    /// Up to the choice of an endpoint.
+    pub steps: Vec<Step>,
+    /// One of these happens.
+    pub outcomes: Vec<Outcome>,
+    /// What keeps this answer from being the whole truth.
+    pub warnings: Vec<String>,
+}
+
+/// A rule that the packet met.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    pub chain: String,
+    pub applied: bool,
+    /// Empty for a rule without conditions.
+    pub because: String,
+    pub deed: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    /// The endpoint sees this node's address, not the client's.
+    pub masqueraded: bool,
+    pub why: String,
+    /// Each with the same chance.
+    pub endpoints: Vec<String>,
+    /// From the choice of the endpoint on.
+    pub steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Endpoint,
+    Refused,
+    Dropped,
+    Untouched,
+}
+
+impl Answer {
+    /// What becomes of the packet on a host with these addresses.
+    pub fn of(reading: &Reading, host: &BTreeSet<IpAddr>, packet: Packet) -> Self {
+        let family = IpFamily::of(packet.destination);
+        let trace = evaluate::trace(reading.ruleset(family), &reading.mirror, host, packet);
+        let mut warnings = reading.oddities.clone();
+        if !reading.mirror.structure(family).exists {
+            warnings.push(format!(
+                "there is no {family} table {TABLE}: nothing is programmed in this network namespace"
+            ));
+        }
+        Self {
+            source: packet.source,
+            sent_by_this_host: host.contains(&packet.source),
+            destination: packet.destination,
+            port: packet.port,
+            protocol: packet.protocol.to_string(),
+            service: label(&trace, &reading.mirror, packet),
+            steps: steps(&trace.hops, packet),
+            outcomes: outcomes(&trace, &reading.mirror, packet),
+            warnings,
+        }
+    }
+}
+
+fn label(trace: &Trace<'_>, mirror: &Mirror, packet: Packet) -> Option<String> {
+    let of = |shape| mirror.frontends.get(&words::frontend(shape, packet));
+    let served = |hop: &Hop<'_>| match (hop.failed, hop.rule.matches.last()) {
+        (None, Some(Match::To(shape, Group::Served))) => of(*shape),
+        _ => None,
+    };
+    trace.hops.iter().find_map(served).map(|state| state.label.to_string())
+}
+
+fn steps(hops: &[Hop<'_>], packet: Packet) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for hop in hops {
+        let step = match hop.failed {
+            None => Step {
+                chain: hop.chain.to_string(),
+                applied: true,
+                because: because(hop, packet),
+                deed: words::deed(hop.rule.action),
+            },
+            Some(failed) if words::is_policy(failed) => Step {
+                chain: hop.chain.to_string(),
+                applied: false,
+                because: words::reason(failed, packet, false),
+                deed: words::omission(hop.rule.action),
+            },
+            Some(_) => continue,
+        };
+        // An index that is free is drawn again.
+        if steps.last() != Some(&step) {
+            steps.push(step);
+        }
+    }
+    steps
+}
+
+fn because(hop: &Hop<'_>, packet: Packet) -> String {
+    let told = hop.rule.matches.iter().filter(|matched| **matched != Match::New);
+    told.map(|matched| words::reason(matched, packet, true)).collect::<Vec<_>>().join(", ")
+}
+
+/// Outcomes that differ only in the endpoint are one.
+fn outcomes(trace: &Trace<'_>, mirror: &Mirror, packet: Packet) -> Vec<Outcome> {
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for outcome in &trace.outcomes {
+        let (verdict, masqueraded, target) = match outcome.fate {
+            Fate::Endpoint { target, masqueraded } => (Verdict::Endpoint, masqueraded, Some(target)),
+            Fate::Refused => (Verdict::Refused, false, None),
+            Fate::Dropped => (Verdict::Dropped, false, None),
+            Fate::Untouched => (Verdict::Untouched, false, None),
+        };
+        let endpoint = target.map(|target| target.to_string());
+        let alike = outcomes.iter_mut().find(|o| o.verdict == verdict && o.masqueraded == masqueraded);
+        if let Some(alike) = alike {
+            alike.endpoints.extend(endpoint.filter(|endpoint| !alike.endpoints.contains(endpoint)));
+            continue;
+        }
+        let after = target.map_or(packet, |t| Packet { destination: t.ip, port: t.port, ..packet });
+        outcomes.push(Outcome {
+            verdict,
+            masqueraded,
+            why: why(trace, outcome, mirror, packet),
+            endpoints: endpoint.into_iter().collect(),
+            steps: steps(&outcome.hops, after),
+        });
+    }
+    outcomes
+}
+
+fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, packet: Packet) -> String {
+    let last = outcome.hops.iter().chain(&trace.hops).filter(|hop| hop.failed.is_none());
+    let ended = |ends: &[Action]| last.clone().find(|hop| ends.contains(&hop.rule.action));
+    match outcome.fate {
+        Fate::Endpoint { masqueraded: true, .. } => {
+            if ended(&[Action::Masquerade]).is_some() {
+                return "the endpoint is the client itself: its own address would not come back here"
+                    .to_owned();
+            }
+            let asked = ended(&[Action::Mark]).map(|hop| because(hop, packet)).unwrap_or_default();
+            match asked.is_empty() {
+                true => {
+                    "connections from outside are masqueraded, so that the replies come back here".to_owned()
+                }
+                false => asked,
+            }
+        }
+        Fate::Endpoint { masqueraded: false, .. } => {
+            let marks = trace.hops.iter().filter(|hop| hop.rule.action == Action::Mark);
+            let mut kept = marks.filter_map(|hop| Some(words::reason(hop.failed?, packet, false)));
+            kept.next().unwrap_or_else(|| "no rule asks for masquerading".to_owned())
+        }
+        Fate::Refused | Fate::Dropped => {
+            let reason = ended(&[Action::Reject, Action::Drop]).map(|hop| because(hop, packet));
+            reason
+                .filter(|reason| !reason.is_empty())
+                .unwrap_or_else(|| "its endpoints are being replaced at this moment".to_owned())
+        }
+        Fate::Untouched => neighbours(mirror, packet),
+    }
+}
+
+/// Why nothing of ours is about the packet, and what it may have been meant for.
+fn neighbours(mirror: &Mirror, packet: Packet) -> String {
+    let Packet { destination, port, protocol, .. } = packet;
+    let node_port = words::frontend(Shape::NodePort, packet);
+    if let Some(state) = mirror.frontends.get(&node_port) {
+        let answering: Vec<String> = mirror.node_addresses.iter().map(ToString::to_string).collect();
+        let answering = if answering.is_empty() { "none".to_owned() } else { answering.join(", ") };
+        return format!(
+            "NodePort {port}/{protocol} is {}, but {destination} does not answer NodePorts; addresses that do: {answering}",
+            state.label
+        );
+    }
+    let served: Vec<String> = mirror
+        .frontends
+        .iter()
+        .filter_map(|(frontend, state)| match frontend {
+            Frontend::Vip { ip, protocol, port } if *ip == destination => {
+                Some(format!("{port}/{protocol} ({})", state.label))
+            }
+            _ => None,
+        })
+        .take(NEIGHBOURS)
+        .collect();
+    match served.is_empty() {
+        true => {
+            format!("no Service has {destination} as an address, and none has NodePort {port}/{protocol}")
+        }
+        false => format!("{destination} is served at other ports only: {}", served.join(", ")),
+    }
+}

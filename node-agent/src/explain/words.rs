@@ -1,0 +1,101 @@
+//! Matches and actions in words.
+
+use service_model::IpFamily;
+
+use crate::nft::evaluate::Packet;
+use crate::nft::layout::{Frontend, Group, Pool, Shape};
+use crate::nft::ruleset::{Action, Match};
+
+/// Why the match holds for the packet, or why it does not.
+pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
+    let Packet { source, destination, .. } = packet;
+    let not = if holds { "" } else { "not " };
+    match matched {
+        Match::New => "it begins a connection".to_owned(),
+        Match::To(shape, group) => membership(frontend(*shape, packet), *group, holds),
+        Match::ToNodeAddress => format!("{destination} does {not}answer NodePorts"),
+        Match::ToThisHost => format!("{destination} is {not}an address of this host other than loopback"),
+        Match::From(network) => inside(source, network, holds),
+        Match::NotFrom(network) => inside(source, network, !holds),
+        Match::FromThisHost => format!("{source} is {not}an address of this host"),
+        Match::Marked => format!("masquerading was {not}asked for"),
+        Match::Hairpin => format!("the endpoint is {not}the client itself"),
+    }
+}
+
+/// Whether a rule that did not apply is worth telling because of this match. Who the client is
+/// decides about policy; the other matches only tell Services apart.
+pub(super) fn is_policy(matched: &Match) -> bool {
+    match matched {
+        Match::From(_) | Match::NotFrom(_) | Match::FromThisHost => true,
+        Match::New
+        | Match::To(..)
+        | Match::ToNodeAddress
+        | Match::ToThisHost
+        | Match::Marked
+        | Match::Hairpin => false,
+    }
+}
+
+/// What a rule does that applies.
+pub(super) fn deed(action: Action) -> String {
+    match action {
+        Action::Goto(chain) => format!("goes on in {chain}"),
+        Action::Mark => "is to be masqueraded".to_owned(),
+        Action::Dnat { .. } => "takes one of the endpoints at random".to_owned(),
+        Action::Masquerade | Action::UnmarkAndMasquerade => "is masqueraded".to_owned(),
+        Action::Reject => "is refused".to_owned(),
+        Action::Drop => "is dropped".to_owned(),
+    }
+}
+
+/// What a rule would have done that does not apply.
+pub(super) fn omission(action: Action) -> String {
+    match action {
+        Action::Goto(chain) => format!("does not go on in {chain}"),
+        Action::Mark => "is not to be masqueraded by this rule".to_owned(),
+        Action::Dnat { .. } => "takes none of these endpoints".to_owned(),
+        Action::Masquerade | Action::UnmarkAndMasquerade => "is not masqueraded by this rule".to_owned(),
+        Action::Reject => "is not refused".to_owned(),
+        Action::Drop => "is not dropped".to_owned(),
+    }
+}
+
+/// The packet's destination as a key of sets.
+pub(super) fn frontend(shape: Shape, packet: Packet) -> Frontend {
+    let Packet { destination: ip, protocol, port, .. } = packet;
+    match shape {
+        Shape::Vip => Frontend::Vip { ip, protocol, port },
+        Shape::NodePort => Frontend::NodePort { family: IpFamily::of(ip), protocol, port },
+    }
+}
+
+fn membership(frontend: Frontend, group: Group, holds: bool) -> String {
+    let is = if holds { "is" } else { "is not" };
+    let has = if holds { "has" } else { "does not have" };
+    match group {
+        Group::Served => format!("{frontend} {is} a Service's"),
+        Group::External => {
+            format!("{frontend} {is} reached from outside, with externalTrafficPolicy Cluster")
+        }
+        Group::ExternalLocal => format!("{frontend} {has} externalTrafficPolicy Local"),
+        Group::Reject => format!("{frontend} {has} no usable endpoint on any node"),
+        Group::Drop if holds => {
+            format!("{frontend} has usable endpoints on other nodes, but its traffic policy is Local")
+        }
+        Group::Drop => format!("{frontend} does not lack endpoints on this node"),
+        Group::Count(pool, class) => {
+            let here = if pool == Pool::Local { " on this node" } else { "" };
+            let (least, most) = (class.least(), class.slots());
+            match (least, most) {
+                (1, 1) => format!("{frontend} {has} one endpoint{here}"),
+                _ if least == most => format!("{frontend} {has} {most} endpoints{here}"),
+                _ => format!("{frontend} {has} {least} to {most} endpoints{here}"),
+            }
+        }
+    }
+}
+
+fn inside(source: std::net::IpAddr, network: &ipnet::IpNet, is: bool) -> String {
+    format!("{source} is {} {network}", if is { "in" } else { "outside" })
+}
