@@ -1,5 +1,5 @@
 # Each target is one line into scripts/ or cargo.
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint fuzz bench clean
 
 # The whole system on this machine. PROVIDER=aws for the AWS half, KEEP=1 to leave it running.
 demo:
@@ -12,6 +12,10 @@ test:
 # Formatting, clippy, dependency rules, file sizes.
 lint:
 	@scripts/lint
+
+# Hostile bytes for everything that reads bytes. TIME=60 seconds for each of the targets.
+fuzz:
+	@scripts/fuzz
 
 # Figures beside the peers', interleaved, median and spread.
 bench:

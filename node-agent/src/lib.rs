@@ -8,6 +8,8 @@ pub mod config;
 pub mod dump;
 pub mod engine;
 pub mod explain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod health;
 pub mod health_checks;
 pub mod host;

@@ -55,6 +55,14 @@ pub fn read_dir(path: &Path, config: &WatchConfig) -> anyhow::Result<Vec<Change>
     Folder::new(config).read(&fingerprint(path)?)
 }
 
+/// As [`read_dir`], of a folder with this file alone.
+#[cfg(fuzzing)]
+pub(crate) fn read_text(text: &str, config: &WatchConfig) -> anyhow::Result<Vec<Change>> {
+    let mut objects = Objects::default();
+    objects.add_text(text, Path::new("fuzzed.yaml"))?;
+    Ok(Folder::new(config).changes(objects))
+}
+
 /// A file with what tells that it changed.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct File {
@@ -97,12 +105,12 @@ impl Folder {
         for File { path, .. } in files {
             let text =
                 std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-            for document in serde_yaml_ng::Deserializer::from_str(&text) {
-                let value = serde_yaml_ng::Value::deserialize(document)
-                    .with_context(|| format!("{} is not YAML", path.display()))?;
-                objects.add(value, path);
-            }
+            objects.add_text(&text, path)?;
         }
+        Ok(self.changes(objects))
+    }
+
+    fn changes(&mut self, mut objects: Objects) -> Vec<Change> {
         if let Some(name) = &self.only_node {
             objects.nodes.retain(|n| n.metadata.name.as_deref() == Some(name));
         }
@@ -110,11 +118,20 @@ impl Folder {
         list(&mut self.services, objects.services, &mut changes);
         list(&mut self.slices, objects.slices, &mut changes);
         list(&mut self.nodes, objects.nodes, &mut changes);
-        Ok(changes)
+        changes
     }
 }
 
 impl Objects {
+    fn add_text(&mut self, text: &str, file: &Path) -> anyhow::Result<()> {
+        for document in serde_yaml_ng::Deserializer::from_str(text) {
+            let value =
+                Value::deserialize(document).with_context(|| format!("{} is not YAML", file.display()))?;
+            self.add(value, file);
+        }
+        Ok(())
+    }
+
     fn add(&mut self, value: Value, file: &Path) {
         let text = |key| value.get(key).and_then(Value::as_str).unwrap_or_default();
         // Without an apiVersion it is taken for ours: other groups have a Service, too.

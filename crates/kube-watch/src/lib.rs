@@ -15,6 +15,8 @@ mod config;
 mod convert;
 mod dir;
 mod follow;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod metrics;
 mod requests;
 mod retry;

@@ -206,7 +206,7 @@ struct NamedMeta {
     annotations: Option<std::collections::BTreeMap<String, serde::de::IgnoredAny>>,
 }
 
-fn parse_page<W: DeserializeOwned>(body: &[u8]) -> Result<Page<W>, Failure> {
+pub(crate) fn parse_page<W: DeserializeOwned>(body: &[u8]) -> Result<Page<W>, Failure> {
     let (metadata, objects, unreadable) = match serde_json::from_slice::<WireList<W>>(body) {
         Ok(list) => (list.metadata, list.items.unwrap_or_default(), Vec::new()),
         Err(_) => {
@@ -228,7 +228,7 @@ fn parse_page<W: DeserializeOwned>(body: &[u8]) -> Result<Page<W>, Failure> {
     Ok(Page { objects, unreadable, next: set(metadata.next), version: set(metadata.resource_version) })
 }
 
-fn parse_line<W: DeserializeOwned>(line: &[u8]) -> Result<Line<W>, Failure> {
+pub(crate) fn parse_line<W: DeserializeOwned>(line: &[u8]) -> Result<Line<W>, Failure> {
     let event = match serde_json::from_slice(line) {
         Ok(event) => event,
         Err(error) => {

@@ -286,6 +286,7 @@ mod tests {
     use crate::data_types::Value;
     use crate::expr::Expr;
     use crate::field::Field;
+    use crate::fuzzing;
     use proptest::prelude::*;
 
     /// One message of each kind; the kernel lists things in the form in which they are
@@ -310,19 +311,6 @@ mod tests {
         batch.encoded().unwrap().to_vec()
     }
 
-    fn decode_all(datagram: &[u8]) {
-        for message in Messages::new(datagram) {
-            Table::decode(&message);
-            Chain::decode(&message);
-            Rule::decode(&message);
-            Set::decode(&message);
-            Generation::decode(&message);
-            for (_, list) in message.attrs() {
-                Attrs::new(list).for_each(|(_, element)| drop(Element::decode(element)));
-            }
-        }
-    }
-
     proptest! {
         #[test]
         fn damaged_messages_are_read_without_panic(
@@ -335,7 +323,7 @@ mod tests {
                 bytes[at] = byte;
             }
             bytes.truncate(keep.index(bytes.len()) + 1);
-            decode_all(&bytes);
+            fuzzing::datagram(&bytes);
         }
 
         #[test]
@@ -343,7 +331,7 @@ mod tests {
             let mut bytes = ((body.len() + 16) as u32).to_ne_bytes().to_vec();
             bytes.extend_from_slice(&[0; 12]);
             bytes.extend_from_slice(&body);
-            decode_all(&bytes);
+            fuzzing::datagram(&bytes);
         }
     }
 }

@@ -35,6 +35,8 @@ mod element;
 mod error;
 pub mod expr;
 mod field;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod monitor;
 mod rule;
 mod set;

@@ -139,7 +139,7 @@ impl std::os::fd::AsRawFd for Monitor {
     }
 }
 
-fn decode(message: &Message<'_>) -> Option<Event> {
+pub(crate) fn decode(message: &Message<'_>) -> Option<Event> {
     let operation = message.operation()?;
     if operation == NFT_MSG_NEWGEN {
         return Generation::decode(message).map(Event::Generation);
