@@ -313,6 +313,33 @@ async fn an_api_server_that_ends_every_watch_at_once_is_not_hammered() {
     assert!(another.is_err() && watched.server.more_asked() == 0, "{another:?}");
 }
 
+/// Each expiry doubles the wait, whatever came before it: soon nothing more is asked.
+#[tokio::test]
+async fn a_storm_of_expiries_is_listed_ever_more_slowly() {
+    let expired = || event("ERROR", status(410));
+    let lists: [(watcher::Config, fn() -> Vec<Reply>); 2] = [
+        (pages(), || vec![list(10, &[node("a", 1)])]),
+        (streamed(), || vec![Lines(vec![event("ADDED", node("a", 1)), list_complete(10)], End)]),
+    ];
+    for (config, listing) in lists {
+        let watch = || Lines(vec![event("MODIFIED", node("a", 11)), expired()], End);
+        let script = (0..1000).flat_map(|_| listing().into_iter().chain([watch()])).collect();
+        let times = Times { longest_retry: Duration::from_secs(3600), ..TIMES };
+        let Watched { mut server, mut changes, watching: _watching, .. } =
+            Watched::nodes(config, times, script).await;
+        let drain = async { while changes.recv().await.is_some() {} };
+        let count = async {
+            let mut asked = 0;
+            while tokio::time::timeout(Duration::from_millis(500), server.asked()).await.is_ok() {
+                asked += 1;
+            }
+            asked
+        };
+        let asked = tokio::select! { asked = count => asked, () = drain => unreachable!("it never ends") };
+        assert!((4..100).contains(&asked), "{asked} requests");
+    }
+}
+
 #[tokio::test]
 async fn an_object_of_another_shape_is_passed_over_in_lists_and_watches() {
     let odd = |name: &str, version: u32| json!({"metadata": {"name": name, "resourceVersion": version.to_string()}, "spec": 7});
