@@ -5,6 +5,7 @@ mod api_server;
 use std::time::Duration;
 
 use kube::runtime::watcher;
+use kube::runtime::watcher::InitialListStrategy;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use service_model::{Change, Key, Kind, Object, World};
@@ -317,13 +318,15 @@ async fn an_api_server_that_ends_every_watch_at_once_is_not_hammered() {
 #[tokio::test]
 async fn a_storm_of_expiries_is_listed_ever_more_slowly() {
     let expired = || event("ERROR", status(410));
-    let lists: [(watcher::Config, fn() -> Vec<Reply>); 2] = [
-        (pages(), || vec![list(10, &[node("a", 1)])]),
-        (streamed(), || vec![Lines(vec![event("ADDED", node("a", 1)), list_complete(10)], End)]),
-    ];
-    for (config, listing) in lists {
+    for config in [pages(), streamed()] {
+        let listing = match config.initial_list_strategy {
+            InitialListStrategy::ListWatch => vec![list(10, &[node("a", 1)])],
+            InitialListStrategy::StreamingList => {
+                vec![Lines(vec![event("ADDED", node("a", 1)), list_complete(10)], End)]
+            }
+        };
         let watch = || Lines(vec![event("MODIFIED", node("a", 11)), expired()], End);
-        let script = (0..1000).flat_map(|_| listing().into_iter().chain([watch()])).collect();
+        let script = (0..1000).flat_map(|_| listing.clone().into_iter().chain([watch()])).collect();
         let times = Times { longest_retry: Duration::from_secs(3600), ..TIMES };
         let Watched { mut server, mut changes, watching: _watching, .. } =
             Watched::nodes(config, times, script).await;
