@@ -10,19 +10,20 @@ const LARGEST: usize = 100_000;
 const LOGGED_STEPS: usize = 60;
 
 /// One batch. But where a table begins empty and its elements are many, several: the table first,
-/// then endpoints, then what says how many there are, and last what leads to all of it. So a
+/// then endpoints and what keeps clients at them, then what says how many there are, and last what leads to all of it. So a
 /// frontend is served only when all that it needs is there.
 pub fn batches(steps: &[Step]) -> Vec<Cow<'_, [Step]>> {
-    let begins = steps.iter().position(|s| matches!(s, Step::Add(_))).unwrap_or(steps.len());
+    let begins =
+        steps.iter().position(|s| matches!(s, Step::Add(_) | Step::WriteAffinity(..))).unwrap_or(steps.len());
     let (structure, elements) = steps.split_at(begins);
-    let fills_empty = elements.iter().all(|s| matches!(s, Step::Add(_)))
+    let fills_empty = elements.iter().all(|s| matches!(s, Step::Add(_) | Step::WriteAffinity(..)))
         && structure.iter().all(|s| matches!(s, Step::CreateTable(_)));
     if steps.len() <= LARGEST || !fills_empty {
         return vec![steps.into()];
     }
     let mut sorted = elements.to_vec();
     sorted.sort_by_key(|step| match step {
-        Step::Add(Element::Endpoint { .. }) => 0,
+        Step::WriteAffinity(..) | Step::Add(Element::Endpoint { .. }) => 0,
         Step::Add(Element::Served { .. }) => 2,
         _ => 1,
     });

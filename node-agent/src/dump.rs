@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::args::{DumpArgs, Output};
 use crate::nft::kernel::Kernel;
-use crate::nft::layout::{Frontend, Group, TABLE, Target};
+use crate::nft::layout::{Frontend, Group, Pool, TABLE, Target};
 use crate::nft::mirror::{FrontendState, Mirror};
 use crate::nft::reading::Reading;
 use crate::nft::step::{Element, Step};
@@ -64,7 +64,11 @@ impl Dump {
     fn of(mirror: &Mirror, warnings: Vec<String>) -> Self {
         Self {
             node_port_addresses: mirror.node_addresses.iter().copied().collect(),
-            services: mirror.frontends.iter().map(|(frontend, state)| Served::of(*frontend, state)).collect(),
+            services: mirror
+                .frontends
+                .iter()
+                .map(|(frontend, state)| Served::of(*frontend, state, mirror))
+                .collect(),
             warnings,
             empty: mirror.is_empty(),
         }
@@ -72,16 +76,21 @@ impl Dump {
 }
 
 impl Served {
-    fn of(frontend: Frontend, state: &FrontendState) -> Self {
+    fn of(frontend: Frontend, state: &FrontendState, mirror: &Mirror) -> Self {
         let slots = |targets: &[Option<Target>]| {
             let taken = targets.iter().enumerate().filter_map(|(index, t)| Some((index, (*t)?)));
             taken.map(|(index, target)| Slot { index, endpoint: target.to_string() }).collect()
         };
         let groups = state.groups.iter().filter(|group| *group != Group::Served);
+        let groups = groups.map(|group| Element::Member { frontend, group });
+        let kept = [Pool::Cluster, Pool::Local].into_iter().filter_map(|pool| {
+            let chain = mirror.affinities.leads().get(&(frontend, pool))?.clone();
+            Some(Element::Affinity { frontend, pool, chain })
+        });
         Self {
             at: frontend.to_string(),
             service: state.label.to_string(),
-            does: groups.map(|group| Step::Add(Element::Member { frontend, group }).to_string()).collect(),
+            does: groups.chain(kept).map(|element| Step::Add(element).to_string()).collect(),
             endpoints: slots(&state.cluster),
             local_endpoints: slots(&state.local),
         }
@@ -117,7 +126,7 @@ impl fmt::Display for Dump {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nft::layout::{Pool, SizeClass};
+    use crate::nft::layout::SizeClass;
     use service_model::Protocol;
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is to be done, against what the kernel has: one commit a sync.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -61,7 +62,7 @@ impl Engine {
             config,
             kernel,
             mirror: None,
-            planner: Planner::default(),
+            planner: Planner::new(RandomState::new().hash_one("numbers of endpoints")),
             dirty: BTreeSet::new(),
             node_changed: false,
             sweep: false,

@@ -25,11 +25,16 @@ fn program() {
         node_port: contended,
         local_policy: true,
         endpoints: endpoints.to_vec(),
+        ..Spec::default()
     };
+    let kept = Spec { affinity: Some(60), ..spec(3, None, &[(8, true), (9, false)]) };
     let mut agent = Agent::new();
-    for spec in
-        [spec(0, Some(0), &[(5, true), (6, false)]), spec(1, None, &[]), spec(2, Some(1), &[(7, false)])]
-    {
+    for spec in [
+        kept,
+        spec(0, Some(0), &[(5, true), (6, false)]),
+        spec(1, None, &[]),
+        spec(2, Some(1), &[(7, false)]),
+    ] {
         agent.happen(&Happening::Apply(spec));
     }
     Kernel::open().unwrap().commit(&agent.plan().now).unwrap();
@@ -97,6 +102,11 @@ fn each_verdict_comes_with_its_reason() {
                     "172.30.0.11 is an address of this host",
                     "one of 2 endpoints",
                 ],
+            ),
+            (
+                "10.244.3.9",
+                "10.96.0.3:80",
+                ["spread           stays with the endpoint", "one of 2 endpoints", "  10.244.1.8:8080\n"],
             ),
             (
                 "10.244.3.9",

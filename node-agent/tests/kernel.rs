@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use service_model::{
     Change, Key, Node, NodeAddress, NodeAddressKind, Object, ObjectName, Protocol, Service, ServicePort,
 };
-use support::kernel::{in_namespace, nft};
+use support::kernel::{in_namespace, nft, ruleset};
 use support::*;
 
 fn engine_sync(engine: &mut Engine, agent: &mut Agent, now: Instant) -> usize {
@@ -57,6 +57,7 @@ fn lives_and_dies(happenings: &[(Happening, bool)]) {
     let fresh = plan_into_fake(&mut agent);
     assert_eq!(holes(&programmed), Vec::<String>::new());
     assert_eq!(programmed.hairpins, fresh.hairpins);
+    assert_eq!(keepers(&programmed), keepers(&fresh));
     assert_eq!(contents(&programmed), contents(&fresh));
 }
 
@@ -101,6 +102,7 @@ fn the_hosts_nft_lists_our_rules() {
             external: Some(1),
             node_port: Some(1),
             local_policy: true,
+            affinity: Some(60),
             endpoints,
         }));
         engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
@@ -111,6 +113,11 @@ fn the_hosts_nft_lists_our_rules() {
             "ip daddr . meta l4proto . th dport @n-24 goto lb-24",
             "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @cluster-endpoints",
             "fib saddr type local",
+            "ip daddr . meta l4proto . th dport vmap @affinity\n",
+            "10.96.0.1 . tcp . 80 : jump affinity/ns/svc-1/http/tcp",
+            "tcp . 30001 : jump local-affinity/ns/svc-1/http/tcp",
+            "chain local-affinity/ns/svc-1/http/tcp {",
+            "flags dynamic,timeout\n\t\tgc-interval 10s\n",
             "masquerade fully-random",
             "ct state new ip daddr . meta l4proto . th dport @reject-vips reject",
             "ip6 daddr . meta l4proto . th dport @service-vips goto services",
@@ -126,17 +133,17 @@ fn a_foreign_flush_is_healed_by_the_next_sync() {
         let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
         agent.happen(&Happening::Apply(Spec {
             number: 1,
-            external: None,
             node_port: Some(0),
-            local_policy: false,
+            affinity: Some(60),
             endpoints: vec![(1, true), (2, false)],
+            ..Spec::default()
         }));
         engine_sync(&mut engine, &mut agent, Instant::now());
-        let before = nft(&["list", "ruleset"]);
+        let before = ruleset();
         nft(&["flush", "ruleset"]);
         engine.doubt();
         assert!(engine_sync(&mut engine, &mut agent, Instant::now()) > 0);
-        assert_eq!(nft(&["list", "ruleset"]), before);
+        assert!(ruleset() == before, "{}", ruleset());
     });
 }
 
@@ -169,10 +176,9 @@ fn what_others_do_to_our_table_is_put_right_in_one_commit() {
             let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
             agent.happen(&Happening::Apply(Spec {
                 number: 1,
-                external: None,
-                node_port: None,
-                local_policy: false,
+                affinity: Some(60),
                 endpoints: vec![(1, true)],
+                ..Spec::default()
             }));
             engine_sync(&mut engine, &mut agent, Instant::now());
             let before = lines();
@@ -263,7 +269,7 @@ fn a_node_object_that_goes_takes_no_node_port_with_it() {
 
 /// In no particular order: a table that was made anew is listed last.
 fn lines() -> Vec<String> {
-    let mut lines: Vec<String> = nft(&["list", "ruleset"]).lines().map(str::to_owned).collect();
+    let mut lines: Vec<String> = ruleset().lines().map(str::to_owned).collect();
     lines.sort_unstable();
     lines
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use node_agent::nft::affinity::Affinities;
 use node_agent::nft::desired::{DesiredFrontend, DesiredService};
 use node_agent::nft::evaluate::holes;
 use node_agent::nft::layout::{Frontend, Group, Pool, Target};
@@ -68,6 +69,7 @@ proptest! {
             fast.happen(happening);
         }
         settle(&mut fast);
+        prop_assert_eq!(keepers(&slow.fake.observe()), keepers(&fast.fake.observe()));
         prop_assert_eq!(sorted(slow.fake.observe()), sorted(fast.fake.observe()));
     }
 }
@@ -85,13 +87,15 @@ fn sorted(mut mirror: Mirror) -> Mirror {
         state.cluster.sort_unstable();
         state.local.sort_unstable();
     }
+    // Compared by `keepers`.
+    mirror.affinities = Affinities::default();
     mirror
 }
 
 /// Endpoints of one Service, by the last byte of their addresses.
 fn of_one_service(lasts: impl IntoIterator<Item = u8>) -> Happening {
     let endpoints = lasts.into_iter().map(|last| (last, false)).collect();
-    Happening::Apply(Spec { number: 1, external: None, node_port: None, local_policy: false, endpoints })
+    Happening::Apply(Spec { number: 1, endpoints, ..Spec::default() })
 }
 
 #[test]
@@ -132,13 +136,8 @@ fn an_endpoint_that_leaves_a_large_service_can_no_longer_be_drawn() {
 #[test]
 fn a_frontend_that_two_services_claim_belongs_to_the_first_name_and_passes_on() {
     let mut agent = Agent::new();
-    let spec = |number, last| Spec {
-        number,
-        external: Some(1),
-        node_port: None,
-        local_policy: false,
-        endpoints: vec![(last, false)],
-    };
+    let spec =
+        |number, last| Spec { number, external: Some(1), endpoints: vec![(last, false)], ..Spec::default() };
     agent.happen(&Happening::Apply(spec(2, 2)));
     settle(&mut agent);
     agent.happen(&Happening::Apply(spec(1, 1)));
@@ -161,10 +160,8 @@ fn an_endpoint_that_comes_while_another_is_leaving_gets_a_place() {
     let mut agent = Agent::new();
     let spec = |lasts: &[u8]| Spec {
         number: 1,
-        external: None,
-        node_port: None,
-        local_policy: false,
         endpoints: lasts.iter().map(|l| (*l, false)).collect(),
+        ..Spec::default()
     };
     agent.happen(&Happening::Apply(spec(&[1, 2, 3])));
     settle(&mut agent);
@@ -199,6 +196,7 @@ fn twenty_thousand_services_that_go_at_once_are_planned_at_once() {
                 groups: [Group::Served].into_iter().collect(),
                 cluster: vec![target],
                 local: Vec::new(),
+                affinities: Vec::new(),
             },
         )]
         .into(),

@@ -66,7 +66,7 @@ const FEATURES: &[(&str, Feature, bool)] = &[
     ("topology", Feature::Topology, true),
     ("source-ranges", Feature::SourceRanges, false),
     ("ip-modes", Feature::IpModes, true),
-    ("affinity", Feature::Affinity, false),
+    ("affinity", Feature::Affinity, true),
     ("labels", Feature::Labels, true),
     ("undefined-ports", Feature::UndefinedPorts, false),
     ("unallocated-addresses", Feature::UnallocatedAddresses, false),

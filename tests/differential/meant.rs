@@ -17,16 +17,23 @@ const EXCEPTIONS: &[Exception] = &[];
 
 /// Whether the twins agree on a flow.
 pub(crate) fn same(service: &Service, theirs: &Verdict, ours: &Verdict) -> bool {
-    let sticky =
-        service.spec.as_ref().is_some_and(|spec| spec.session_affinity.as_deref() == Some("ClientIP"));
-    if !sticky {
+    let spec = service.spec.as_ref();
+    if spec.is_none_or(|spec| spec.session_affinity.as_deref() != Some("ClientIP")) {
         return theirs == ours;
     }
     // Each keeps a client at an endpoint, and draws which.
     let rest = |verdict: &Verdict| -> Vec<Outcome> {
         verdict.0.iter().filter(|outcome| !matches!(outcome, Outcome::Reached { .. })).cloned().collect()
     };
-    theirs.reached().count() == ours.reached().count() && rest(theirs) == rest(ours)
+    // One that may use some frontends' endpoints for all, and only those here for others, is soon kept
+    // at one of each. Then the first of them in the program's order takes over the former flows.
+    let policies = spec.map(|spec| [&spec.external_traffic_policy, &spec.internal_traffic_policy]);
+    let two_pools = policies.iter().flatten().any(|policy| policy.as_deref() == Some("Local"));
+    let many = |verdict: &Verdict| match verdict.reached().count() {
+        count if two_pools => count.min(1),
+        count => count,
+    };
+    many(theirs) == many(ours) && rest(theirs) == rest(ours)
 }
 
 /// The heading of the exception that covers a difference, if one does.

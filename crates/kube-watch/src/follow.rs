@@ -69,7 +69,6 @@ pub(crate) async fn follow<W, T>(
         kind,
         version: None,
         heard: false,
-        caught_up: None,
         told: BTreeSet::new(),
         metrics,
         convert,
@@ -87,10 +86,8 @@ struct Feed<W, T, F> {
     streaming: bool,
     /// What the receiver knows; `None` until a list is complete.
     version: Option<String>,
-    /// Whether this attempt brought anything beyond a list.
+    /// Whether this attempt brought anything.
     heard: bool,
-    /// Since when this attempt has nothing to list any more.
-    caught_up: Option<Instant>,
     /// Unreadable objects that were warned about.
     told: BTreeSet<Unreadable>,
     metrics: KindMetrics,
@@ -113,13 +110,9 @@ where
         let mut warned: Option<Instant> = None;
         loop {
             let started = Instant::now();
-            (self.heard, self.caught_up) = (false, None);
+            self.heard = false;
             let ended = self.attempt(&mut warned).await;
-            let lasted = self.caught_up.is_some_and(|at| at.elapsed() >= times.steady);
-            let lists_anew = matches!(&ended, Err(Stop::Failed(failure)) if failure.lists_anew());
-            // A list proves nothing about the watch behind it, and one after the other would be a
-            // load for everybody.
-            if lasted || self.heard && !lists_anew {
+            if self.heard {
                 retry.reset();
             }
             match ended {
@@ -131,7 +124,7 @@ where
                     self.streaming = false;
                     continue;
                 }
-                Err(Stop::Failed(failure)) if failure.lists_anew() => {
+                Err(Stop::Failed(failure @ (Failure::Expired | Failure::DeletedUnread))) => {
                     tracing::info!(kind = %self.kind, "{failure}; listing anew");
                     self.version = None;
                 }
@@ -156,13 +149,12 @@ where
         }
         let from = self.version.as_deref().map_or(From::List, From::Version);
         let mut lines = self.requests.watch(from).await?;
-        match self.version {
-            None => self.send(Listing::Started).await?,
-            Some(_) => self.caught_up = Some(Instant::now()),
+        if self.version.is_none() {
+            self.send(Listing::Started).await?;
         }
         while let Some(line) = lines.next().await? {
             self.metrics.heard();
-            self.heard |= self.version.is_some();
+            self.heard = true;
             if warned.take().is_some() {
                 tracing::info!(kind = %self.kind, "the watch goes on");
             }
@@ -203,7 +195,6 @@ where
                 let completes = list_complete && self.version.is_none();
                 if completes {
                     self.version = Some(version.clone());
-                    self.caught_up = Some(Instant::now());
                 }
                 (completes.then_some(Listing::Ended), Some(version))
             }

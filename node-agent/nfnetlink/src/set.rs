@@ -8,9 +8,9 @@ use crate::table::Listed;
 use crate::uapi::{
     NFT_DATA_VERDICT, NFT_SET_ANONYMOUS, NFT_SET_CONCAT, NFT_SET_CONSTANT, NFT_SET_EVAL, NFT_SET_INTERVAL,
     NFT_SET_MAP, NFT_SET_TIMEOUT, NFTA_LIST_ELEM, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_DESC,
-    NFTA_SET_DESC_CONCAT, NFTA_SET_DESC_SIZE, NFTA_SET_FIELD_LEN, NFTA_SET_FLAGS, NFTA_SET_HANDLE,
-    NFTA_SET_ID, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_SET_TABLE, NFTA_SET_TIMEOUT,
-    NFTA_SET_USERDATA,
+    NFTA_SET_DESC_CONCAT, NFTA_SET_DESC_SIZE, NFTA_SET_FIELD_LEN, NFTA_SET_FLAGS, NFTA_SET_GC_INTERVAL,
+    NFTA_SET_HANDLE, NFTA_SET_ID, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_SET_TABLE,
+    NFTA_SET_TIMEOUT, NFTA_SET_USERDATA,
 };
 use crate::userdata;
 use crate::wire::{Attrs, Message, Writer, be32, be64, millis, name};
@@ -28,6 +28,9 @@ pub struct Set {
     pub flags: u32,
     /// How long elements live by default.
     pub timeout: Option<Duration>,
+    /// How often expired elements are removed, in whole milliseconds; the kernel's choice is a
+    /// second. Until then they take room, but match nothing.
+    pub gc_interval: Option<Duration>,
     /// The most elements. The kernel sets 65535 for a set that a rule fills
     /// ([`crate::expr::Dynset`]) and that has none: say it, or dumps will differ.
     pub size: Option<u32>,
@@ -56,6 +59,7 @@ impl Set {
             data: None,
             flags: 0,
             timeout: None,
+            gc_interval: None,
             size: None,
             comment: None,
         }
@@ -112,6 +116,9 @@ impl Set {
         if let Some(timeout) = self.timeout {
             w.u64(NFTA_SET_TIMEOUT, millis(timeout));
         }
+        if let Some(interval) = self.gc_interval {
+            w.u32(NFTA_SET_GC_INTERVAL, u32::try_from(interval.as_millis()).unwrap_or(u32::MAX));
+        }
         userdata::encode_set(NFTA_SET_USERDATA, &self.key, self.data.as_ref(), self.comment.as_deref(), w);
     }
 
@@ -128,6 +135,9 @@ impl Set {
                 NFTA_SET_KEY_TYPE => key_type = be32(value)?,
                 NFTA_SET_DATA_TYPE => data_type = be32(value)?,
                 NFTA_SET_TIMEOUT => set.timeout = Some(Duration::from_millis(be64(value)?)),
+                NFTA_SET_GC_INTERVAL => {
+                    set.gc_interval = Some(Duration::from_millis(be32(value)?.into()));
+                }
                 NFTA_SET_DESC => {
                     let size = Attrs::new(value).find(|(kind, _)| *kind == NFTA_SET_DESC_SIZE);
                     set.size = size.and_then(|(_, value)| be32(value));

@@ -69,6 +69,7 @@ fn sets(family: Family) -> Vec<Set> {
         Set {
             flags: Set::DYNAMIC | Set::TIMEOUT,
             timeout: Some(Duration::from_secs(10800)),
+            gc_interval: Some(Duration::from_secs(10)),
             size: Some(65535),
             ..Set::new("affinity", [Field::saddr(family)])
         },
@@ -380,7 +381,7 @@ fn sets_that_nft_made_are_read_alike() {
                 set ports { typeof th dport; }
                 set ranges { typeof ip saddr; flags interval; }
                 set allowed { typeof ip daddr . ip saddr; flags interval; }
-                set affinity { typeof ip saddr; size 65535; flags dynamic, timeout; timeout 3h; }
+                set affinity { typeof ip saddr; size 65535; flags dynamic, timeout; timeout 3h; gc-interval 10s; }
                 map verdicts { typeof meta l4proto : verdict; }
                 map marks { typeof meta l4proto : meta mark; }
             }

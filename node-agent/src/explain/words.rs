@@ -43,6 +43,10 @@ pub(super) fn deed(action: Action) -> String {
         Action::Goto(chain) => format!("goes on in {chain}"),
         Action::Mark => "is to be masqueraded".to_owned(),
         Action::Dnat { .. } => "takes one of the endpoints at random".to_owned(),
+        Action::Keep { .. } => {
+            "stays with the endpoint that it had within the timeout, or takes one at random (sessionAffinity)"
+                .to_owned()
+        }
         Action::Masquerade | Action::UnmarkAndMasquerade => "is masqueraded".to_owned(),
         Action::Reject => "is refused".to_owned(),
         Action::Drop => "is dropped".to_owned(),
@@ -55,6 +59,7 @@ pub(super) fn omission(action: Action) -> String {
         Action::Goto(chain) => format!("does not go on in {chain}"),
         Action::Mark => "is not to be masqueraded by this rule".to_owned(),
         Action::Dnat { .. } => "takes none of these endpoints".to_owned(),
+        Action::Keep { .. } => "is kept by no endpoint".to_owned(),
         Action::Masquerade | Action::UnmarkAndMasquerade => "is not masqueraded by this rule".to_owned(),
         Action::Reject => "is not refused".to_owned(),
         Action::Drop => "is not dropped".to_owned(),

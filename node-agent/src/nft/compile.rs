@@ -4,9 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use nfnetlink::expr::{Bitwise, Cmp, CmpOp, CtState, Reject};
-use nfnetlink::{Chain, ChainKind, Expr, Family, Field, Hook, Reg, Rule, Set, TableRef, Value};
+use nfnetlink::{Chain, ChainKind, Expr, Family, Field, Hook, MapData, Reg, Rule, Set, TableRef, Value};
 use service_model::{IpFamily, Protocol};
 
+use super::affinity_rules;
 use super::layout::{Frontend, MASQUERADE_MARK, MAX_TARGETS, SetName, Shape, TABLE, Target};
 use super::ruleset::{Action, ChainName, HookPoint, Match, Rule as OurRule};
 use super::step::Hairpin;
@@ -39,6 +40,8 @@ pub fn set(of: IpFamily, name: SetName) -> Set {
             let indexed = [key(shape), vec![Field::random(MAX_TARGETS as u32)]].concat();
             Set::map(&text, indexed, [Field::daddr(fam), Field::TH_DPORT])
         }
+        SetName::Affinity(shape, _) => Set { data: Some(MapData::Verdict), ..Set::new(&text, key(shape)) },
+        SetName::AffinityClients => affinity_rules::set_of_clients(of),
         SetName::NodeAddresses => Set::new(&text, [Field::daddr(fam)]),
         SetName::Hairpin => {
             Set::new(&text, [Field::saddr(fam), Field::daddr(fam), Field::L4PROTO, Field::TH_DPORT])
@@ -148,13 +151,13 @@ pub fn parse_ip(of: IpFamily, bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
 /// A protocol and a port, each in a word of its own.
 fn parse_port(bytes: &[u8]) -> Option<(Protocol, u16, &[u8])> {
     let (words, rest) = bytes.split_at_checked(8).or_else(|| Some((bytes, &[][..])))?;
-    let protocol = match *words.first()? {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        132 => Protocol::Sctp,
-        _ => return None,
-    };
+    let protocol = parse_protocol(*words.first()?)?;
     Some((protocol, u16::from_be_bytes(words.get(4..6)?.try_into().ok()?), rest))
+}
+
+/// The opposite of [`Protocol::number`].
+pub fn parse_protocol(number: u8) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|protocol| protocol.number() == number)
 }
 
 /// The registers of a key that starts at the first: what is behind each field.
@@ -262,6 +265,10 @@ fn expressions_of_action(of: IpFamily, action: Action, exprs: &mut Vec<Expr>) {
             exprs.push(Expr::map(&SetName::Endpoints(shape, pool).to_string(), Reg::R1, Reg::R1));
             let address = if of == IpFamily::V4 { 4 } else { 16 };
             exprs.push(Expr::dnat(fam, Reg::R1, Reg::R1.after(address)));
+        }
+        Action::Keep { shape, pool } => {
+            load_key(of, shape, exprs);
+            exprs.push(Expr::map(&SetName::Affinity(shape, pool).to_string(), Reg::R1, Reg::VERDICT));
         }
         Action::Masquerade => exprs.push(Expr::masquerade_fully_random()),
         Action::UnmarkAndMasquerade => {

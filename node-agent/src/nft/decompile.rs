@@ -11,8 +11,9 @@ use nfnetlink::Expr;
 use nfnetlink::expr::CmpOp;
 use service_model::IpFamily;
 
-use super::compile;
+use super::affinity::AffinityKey;
 use super::ruleset::{Action, Chain, ChainName, Match, Rule, Ruleset};
+use super::{affinity_rules, compile};
 use crate::config::{ClusterCidrs, Config, NodePortAddresses};
 
 /// What this version can write in one family.
@@ -65,6 +66,11 @@ impl Dictionary {
         let (mut found, mut oddities) = (Vec::new(), Vec::new());
         for (text, listed) in chains {
             let Some(name) = self.chains.get(text) else {
+                // Part of the mirror: there is one for each Service port that asks for it.
+                let key = AffinityKey::parse(self.family, text);
+                if key.is_some_and(|key| affinity_rules::parse(&key, listed).is_some()) {
+                    continue;
+                }
                 oddities.push(format!("chain {text} is none of ours; the answer leaves it out"));
                 continue;
             };

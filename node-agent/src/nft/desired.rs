@@ -1,11 +1,13 @@
 //! What a Service should look like in the kernel, on this node. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use service_model::{IpFamily, Service, ServicePort, ServiceType, TrafficPolicy, World};
+use service_model::{IpFamily, Protocol, Service, ServicePort, ServiceType, TrafficPolicy, World};
 
+use super::affinity::{AffinityKey, DesiredAffinity};
 use super::groups::Groups;
-use super::layout::{Frontend, Group, Pool, SizeClass, Target};
+use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SizeClass, Target};
 use super::step::Hairpin;
 use crate::select::{Place, Selection, select};
 
@@ -14,6 +16,8 @@ use crate::select::{Place, Selection, select};
 pub struct DesiredService {
     pub frontends: BTreeMap<Frontend, DesiredFrontend>,
     pub hairpins: BTreeSet<Hairpin>,
+    /// None of them is without a target.
+    pub affinities: BTreeMap<AffinityKey, DesiredAffinity>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub struct DesiredFrontend {
     /// Sorted.
     pub cluster: Vec<Target>,
     pub local: Vec<Target>,
+    /// The chains that it asks before it spreads over a pool.
+    pub affinities: Vec<(Pool, AffinityKey)>,
 }
 
 /// Who reaches a frontend, which decides what its traffic policy means.
@@ -67,10 +73,40 @@ impl DesiredService {
                 Reach::Internal => service.internal_traffic_policy,
                 Reach::External => service.external_traffic_policy,
             };
-            self.frontends.insert(frontend, desired(frontend, reach, policy, &selection, label.clone()));
+            let mut desired = desired(frontend, reach, policy, &selection, label.clone());
+            if let Some(timeout) = service.session_affinity {
+                let whole = if (reach, policy) == (Reach::Internal, TrafficPolicy::Local) {
+                    Pool::Local
+                } else {
+                    Pool::Cluster
+                };
+                let key = AffinityKey::new(family, whole, &service.name, port);
+                self.add_affinity(&mut desired, &key, port.protocol, timeout);
+            }
+            self.frontends.insert(frontend, desired);
         }
         let hairpin = |target: &Target| Hairpin { target: *target, protocol: port.protocol };
         self.hairpins.extend(selection.local.iter().map(hairpin));
+    }
+
+    /// `key`: the chain for all that the frontend may use.
+    fn add_affinity(
+        &mut self,
+        frontend: &mut DesiredFrontend,
+        key: &AffinityKey,
+        protocol: Protocol,
+        timeout: Duration,
+    ) {
+        // Zero would be for ever.
+        let timeout = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1);
+        for (pool, key) in [(Pool::Cluster, key.clone()), (Pool::Local, key.of(Pool::Local))] {
+            let targets = frontend.pool(pool);
+            if !targets.is_empty() {
+                let targets = targets.iter().take(MAX_TARGETS).copied().collect();
+                self.affinities.insert(key.clone(), DesiredAffinity { protocol, timeout, targets });
+                frontend.affinities.push((pool, key));
+            }
+        }
     }
 }
 
@@ -130,7 +166,7 @@ fn desired(
             groups.insert(Group::Count(pool, class));
         }
     }
-    DesiredFrontend { label, groups, cluster, local }
+    DesiredFrontend { label, groups, cluster, local, affinities: Vec::new() }
 }
 
 /// `nft` refuses longer comments on input, and so would lose them on a restore.
@@ -158,7 +194,7 @@ impl DesiredFrontend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use service_model::{Ingress, ObjectName, Protocol};
+    use service_model::{Ingress, ObjectName};
 
     #[test]
     fn nothing_is_served_in_a_family_without_a_cluster_ip() {

@@ -66,7 +66,21 @@ pub struct Hop<'a> {
 /// All fates that the packet can have on a host with these addresses. It was sent by the host if
 /// its source is one of them.
 pub fn fates(ruleset: &Ruleset, mirror: &Mirror, host: &BTreeSet<IpAddr>, packet: Packet) -> BTreeSet<Fate> {
-    let walk = Walk { ruleset, mirror, host, sent: host.contains(&packet.source) };
+    fates_of_kept(ruleset, mirror, host, packet, &NONE)
+}
+
+static NONE: BTreeSet<u32> = BTreeSet::new();
+
+/// As [`fates`], for a source that endpoints of these numbers keep
+/// ([`super::affinity::NumberedTarget`]).
+pub fn fates_of_kept(
+    ruleset: &Ruleset,
+    mirror: &Mirror,
+    host: &BTreeSet<IpAddr>,
+    packet: Packet,
+    held: &BTreeSet<u32>,
+) -> BTreeSet<Fate> {
+    let walk = Walk { ruleset, mirror, host, sent: host.contains(&packet.source), held };
     let ways = walk.arrive(packet, &mut |_| {});
     ways.into_iter().map(|way| walk.leave(way, &mut |_| {})).collect()
 }
@@ -78,7 +92,7 @@ pub fn trace<'a>(
     host: &'a BTreeSet<IpAddr>,
     packet: Packet,
 ) -> Trace<'a> {
-    let walk = Walk { ruleset, mirror, host, sent: host.contains(&packet.source) };
+    let walk = Walk { ruleset, mirror, host, sent: host.contains(&packet.source), held: &NONE };
     let mut hops = Vec::new();
     let ways = walk.arrive(packet, &mut |hop| hops.push(hop));
     let outcome = |way| {
@@ -95,6 +109,8 @@ struct Walk<'a> {
     host: &'a BTreeSet<IpAddr>,
     /// By this host.
     sent: bool,
+    /// The numbers of the endpoints that keep the source.
+    held: &'a BTreeSet<u32>,
 }
 
 /// The packet as it is under way: its destination changes when it is translated.
@@ -169,6 +185,13 @@ impl<'a> Walk<'a> {
         note: &mut impl FnMut(Hop<'a>),
     ) {
         for rule in self.ruleset.chain(chain).map_or(&[][..], |chain| &chain.rules) {
+            let kept = match rule.action {
+                Action::Keep { shape, pool } => self.choices(shape, pool, at.packet),
+                _ => Vec::new(),
+            };
+            if matches!(rule.action, Action::Keep { .. }) && kept.is_empty() {
+                continue;
+            }
             let failed = rule.matches.iter().find(|matched| !self.holds(matched, &at));
             note(Hop { chain, rule, failed });
             if failed.is_some() {
@@ -182,6 +205,10 @@ impl<'a> Walk<'a> {
                 Action::Masquerade | Action::UnmarkAndMasquerade => {
                     return ways.push((End::Masqueraded, at));
                 }
+                Action::Keep { .. } => {
+                    ways.extend(kept.into_iter().map(|target| (End::Through, at.translated_to(target))));
+                    return;
+                }
                 Action::Dnat { shape, pool, modulus } => {
                     let slots = self.state(shape, at.packet).map_or(&[][..], |state| state.pool(pool));
                     let drawn = || slots.iter().take(modulus as usize).flatten();
@@ -193,6 +220,12 @@ impl<'a> Walk<'a> {
             }
         }
         ways.push((End::Through, at));
+    }
+
+    /// Where session affinity may send the packet; nowhere, if the frontend has none.
+    fn choices(&self, shape: Shape, pool: Pool, packet: Packet) -> Vec<Target> {
+        let chain = self.mirror.affinities.chain_of(frontend(shape, packet), pool);
+        chain.map(|chain| chain.choices(self.held)).unwrap_or_default()
     }
 
     fn holds(&self, matched: &Match, at: &Traveller) -> bool {
@@ -216,16 +249,19 @@ impl<'a> Walk<'a> {
     }
 
     fn state(&self, shape: Shape, packet: Packet) -> Option<&'a FrontendState> {
-        let Packet { destination: ip, protocol, port, .. } = packet;
-        let frontend = match shape {
-            Shape::Vip => Frontend::Vip { ip, protocol, port },
-            Shape::NodePort => Frontend::NodePort { family: IpFamily::of(ip), protocol, port },
-        };
-        self.mirror.frontends.get(&frontend)
+        self.mirror.frontends.get(&frontend(shape, packet))
     }
 
     fn is_ours(&self, ip: IpAddr) -> bool {
         self.host.contains(&ip)
+    }
+}
+
+fn frontend(shape: Shape, packet: Packet) -> Frontend {
+    let Packet { destination: ip, protocol, port, .. } = packet;
+    match shape {
+        Shape::Vip => Frontend::Vip { ip, protocol, port },
+        Shape::NodePort => Frontend::NodePort { family: IpFamily::of(ip), protocol, port },
     }
 }
 

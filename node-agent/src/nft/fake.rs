@@ -47,14 +47,29 @@ fn refusal(step: &Step, state: &Mirror) -> Option<&'static str> {
             if !structure.sets.contains(&element.set()) {
                 return Some("ENOENT: there is no such set");
             }
+            if let Element::Affinity { chain, .. } = element
+                && !state.affinities.chains().contains_key(chain)
+            {
+                return Some("ENOENT: there is no such chain");
+            }
             holds(state, element).then_some("EEXIST: the element is there")
         }
         Step::Delete(element) => (!holds(state, element)).then_some("ENOENT: there is no such element"),
+        Step::DeleteAffinity(key) => {
+            let affinities = &state.affinities;
+            match affinities.chains().contains_key(key) {
+                false => Some("ENOENT: there is no such chain"),
+                true => {
+                    affinities.leads().values().any(|to| to == key).then_some("EBUSY: an element leads there")
+                }
+            }
+        }
         Step::CreateSet(_, set) => structure.sets.contains(set).then_some("EEXIST: the set is there"),
         Step::DeleteTable(_)
         | Step::RewriteChain(..)
         | Step::FlushChain(..)
         | Step::DeleteChain(..)
+        | Step::WriteAffinity(..)
         | Step::DeleteSet(..) => None,
     }
 }
@@ -67,6 +82,9 @@ fn holds(state: &Mirror, element: &Element) -> bool {
         Element::Member { frontend, group } => of(frontend).is_some_and(|f| f.groups.contains(*group)),
         Element::Endpoint { frontend, pool, index, .. } => {
             of(frontend).is_some_and(|f| matches!(f.pool(*pool).get(*index as usize), Some(Some(_))))
+        }
+        Element::Affinity { frontend, pool, .. } => {
+            state.affinities.leads().contains_key(&(*frontend, *pool))
         }
         Element::NodeAddress(ip) => state.node_addresses.contains(ip),
         Element::Hairpin(hairpin) => state.hairpins.contains(hairpin),

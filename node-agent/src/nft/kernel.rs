@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nfnetlink::{Batch, Dumped, Element as KernelElement, Error, Monitor, Socket, Table};
+use nfnetlink::{
+    Batch, Chain, Dumped, Element as KernelElement, ElementData, Error, Monitor, Socket, Table, Verdict,
+};
 use service_model::IpFamily;
 
-use super::compile;
+use super::affinity::{AffinityChain, AffinityKey};
 use super::layout::{FAMILIES, Group, MAX_TARGETS, SetName, TABLE};
 use super::mirror::{Mirror, Structure};
 use super::others::Others;
 use super::ruleset::{ChainName, Ruleset};
 use super::step::{Element, Step};
+use super::{affinity_rules, compile};
 
 /// Commits of more steps are made without listening: notifications make them slower by half.
 const QUIET_BATCH: usize = 2000;
@@ -87,10 +90,11 @@ impl Kernel {
         self.others.read_at(generation);
         let mut mirror = Mirror::default();
         for ruleset in rulesets {
-            let structure = self.observe_structure(ruleset)?;
+            let structure = self.observe_structure(ruleset, &mut mirror)?;
             let sets: Vec<SetName> = structure.sets.iter().copied().collect();
             *mirror.structure_mut(ruleset.family) = structure;
-            for set in sets {
+            // Packets fill it, and nothing is decided from it.
+            for set in sets.into_iter().filter(|set| *set != SetName::AffinityClients) {
                 self.observe_elements(ruleset.family, set, &mut mirror)?;
             }
         }
@@ -166,7 +170,7 @@ impl Kernel {
         Err(Error::StaleGeneration)
     }
 
-    fn observe_structure(&mut self, ruleset: &Ruleset) -> nfnetlink::Result<Structure> {
+    fn observe_structure(&mut self, ruleset: &Ruleset, mirror: &mut Mirror) -> nfnetlink::Result<Structure> {
         let (family, table) = (ruleset.family, compile::table(ruleset.family));
         let Some(listed) = self.socket.table(table)? else { return Ok(Structure::default()) };
         let unusable = listed.item != Table::new(table.family, TABLE);
@@ -179,7 +183,15 @@ impl Kernel {
             ruleset.chains.iter().map(|c| (c.name.to_string(), c.name)).collect();
         for listed in self.socket.chains(table)? {
             let Some(name) = wanted.get(&listed.item.name) else {
-                structure.other_chains.insert(listed.item.name);
+                match AffinityKey::parse(family, &listed.item.name) {
+                    Some(key) if listed.item == Chain::regular(&listed.item.name) => {
+                        let have = rules.remove(&listed.item.name).unwrap_or_default();
+                        let chain = affinity_rules::parse(&key, &have);
+                        // One that somebody edited is like no wanted one, and so is written anew.
+                        mirror.affinities.write(&key, &chain.unwrap_or(AffinityChain::edited()));
+                    }
+                    _ => drop(structure.other_chains.insert(listed.item.name)),
+                }
                 continue;
             };
             structure.unusable |= listed.item != compile::chain(*name);
@@ -262,6 +274,14 @@ fn write(step: &Step, batch: &mut Batch) {
         Step::FlushChain(_, name) => drop(batch.flush_chain(table, name)),
         Step::DeleteChain(_, name) => drop(batch.delete_chain(table, name)),
         Step::DeleteSet(_, name) => drop(batch.delete_set(table, name)),
+        Step::WriteAffinity(key, chain) => {
+            batch.add_chain(table, &Chain::regular(&key.to_string()));
+            batch.flush_chain(table, &key.to_string());
+            for rule in affinity_rules::rules(key, chain) {
+                batch.add_rule(table, &rule);
+            }
+        }
+        Step::DeleteAffinity(key) => drop(batch.delete_chain(table, &key.to_string())),
         Step::Add(element) => {
             let set = element.set().to_string();
             with_kernel_element(element, |kernel| {
@@ -285,7 +305,9 @@ fn add_rules(ruleset: &Ruleset, name: ChainName, batch: &mut Batch) {
 
 fn key_of(element: &Element) -> nfnetlink::Value {
     match element {
-        Element::Served { frontend, .. } | Element::Member { frontend, .. } => compile::key(*frontend),
+        Element::Served { frontend, .. }
+        | Element::Member { frontend, .. }
+        | Element::Affinity { frontend, .. } => compile::key(*frontend),
         Element::Endpoint { frontend, index, .. } => compile::key(*frontend).u32(*index),
         Element::NodeAddress(ip) => nfnetlink::Value::new().ip(*ip),
         Element::Hairpin(hairpin) => compile::hairpin_key(*hairpin),
@@ -301,6 +323,10 @@ fn with_kernel_element(element: &Element, use_it: impl FnOnce(KernelElement<'_>)
         Element::Endpoint { target, .. } => {
             let data = compile::data(*target);
             use_it(KernelElement::pair(key.bytes(), data.bytes()));
+        }
+        Element::Affinity { chain, .. } => {
+            let jump = ElementData::Verdict(Verdict::Jump(chain.to_string()));
+            use_it(KernelElement { data: Some(jump), ..KernelElement::key(key.bytes()) });
         }
         Element::Member { .. } | Element::NodeAddress(_) | Element::Hairpin(_) => {
             use_it(KernelElement::key(key.bytes()));
@@ -329,6 +355,16 @@ fn parse(family: IpFamily, set: SetName, element: &KernelElement<'_>) -> Option<
             let target = compile::parse_data(family, element.value()?)?;
             Some(Element::Endpoint { frontend, pool, index, target })
         }
+        SetName::Affinity(shape, pool) => {
+            let (frontend, _) = compile::parse_key(family, shape, element.key)?;
+            match &element.data {
+                Some(ElementData::Verdict(Verdict::Jump(chain))) => {
+                    Some(Element::Affinity { frontend, pool, chain: AffinityKey::parse(family, chain)? })
+                }
+                _ => None,
+            }
+        }
+        SetName::AffinityClients => None,
         SetName::NodeAddresses => Some(Element::NodeAddress(compile::parse_ip(family, element.key)?.0)),
         SetName::Hairpin => Some(Element::Hairpin(compile::parse_hairpin(family, element.key)?)),
     }

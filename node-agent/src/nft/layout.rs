@@ -95,6 +95,10 @@ pub enum SetName {
     Endpoints(Shape, Pool),
     /// The node's own addresses that answer NodePorts.
     NodeAddresses,
+    /// `frontend : jump` to the chain that keeps a client at its endpoint ([`super::affinity`]).
+    Affinity(Shape, Pool),
+    /// `(client . number)` of the endpoint that keeps it. Filled by packets.
+    AffinityClients,
     /// `address . address . protocol . port` of the endpoints on this node: a connection that
     /// comes back to its own source is masqueraded.
     Hairpin,
@@ -172,11 +176,16 @@ impl SetName {
         let of_shape = |shape| {
             let pools = [Pool::Cluster, Pool::Local];
             let endpoints = pools.into_iter().map(move |pool| SetName::Endpoints(shape, pool));
-            endpoints.chain(Group::all(shape).map(move |group| SetName::Group(shape, group)))
+            let affinities = pools.into_iter().map(move |pool| SetName::Affinity(shape, pool));
+            endpoints
+                .chain(affinities)
+                .chain(Group::all(shape).map(move |group| SetName::Group(shape, group)))
         };
-        of_shape(Shape::Vip)
-            .chain(of_shape(Shape::NodePort))
-            .chain([SetName::NodeAddresses, SetName::Hairpin])
+        of_shape(Shape::Vip).chain(of_shape(Shape::NodePort)).chain([
+            SetName::AffinityClients,
+            SetName::NodeAddresses,
+            SetName::Hairpin,
+        ])
     }
 }
 
@@ -187,6 +196,11 @@ impl fmt::Display for SetName {
         match *self {
             SetName::Endpoints(shape, Pool::Cluster) => write!(f, "{}cluster-endpoints", prefix(shape)),
             SetName::Endpoints(shape, Pool::Local) => write!(f, "{}local-endpoints", prefix(shape)),
+            SetName::Affinity(shape, pool) => {
+                let local = if pool == Pool::Local { "local-" } else { "" };
+                write!(f, "{}{local}affinity", prefix(shape))
+            }
+            SetName::AffinityClients => f.write_str("affinity-clients"),
             SetName::NodeAddresses => f.write_str("nodeport-ips"),
             SetName::Hairpin => f.write_str("hairpin"),
             SetName::Group(shape, group) => {

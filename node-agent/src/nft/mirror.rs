@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use service_model::IpFamily;
 
+use super::affinity::Affinities;
 use super::groups::Groups;
 use super::layout::{FAMILIES, Frontend, Group, Pool, SetName, Target};
 use super::ruleset::{ChainName, Ruleset};
@@ -17,6 +18,7 @@ pub struct Mirror {
     pub frontends: BTreeMap<Frontend, FrontendState>,
     pub node_addresses: BTreeSet<IpAddr>,
     pub hairpins: BTreeSet<Hairpin>,
+    pub affinities: Affinities,
 }
 
 /// The table's chains and sets, compared with the ruleset that we want when they were read.
@@ -94,6 +96,8 @@ impl Mirror {
             Step::DeleteSet(_, name) => {
                 self.structure_mut(family).other_sets.remove(name);
             }
+            Step::WriteAffinity(key, chain) => self.affinities.write(key, chain),
+            Step::DeleteAffinity(key) => self.affinities.delete(key),
             Step::Add(element) => self.add(element),
             Step::Delete(element) => self.delete(element),
         }
@@ -112,6 +116,9 @@ impl Mirror {
             Element::Endpoint { frontend, pool, index, target } => {
                 self.frontends.entry(*frontend).or_default().put(*pool, *index, Some(*target));
             }
+            Element::Affinity { frontend, pool, chain } => {
+                self.affinities.lead(*frontend, *pool, Some(chain));
+            }
             Element::NodeAddress(ip) => {
                 self.node_addresses.insert(*ip);
             }
@@ -123,6 +130,7 @@ impl Mirror {
 
     pub fn delete(&mut self, element: &Element) {
         match element {
+            Element::Affinity { frontend, pool, .. } => self.affinities.lead(*frontend, *pool, None),
             Element::NodeAddress(ip) => {
                 self.node_addresses.remove(ip);
             }
@@ -149,6 +157,7 @@ impl Mirror {
         *self.structure_mut(family) = Structure::default();
         self.frontends.retain(|frontend, _| frontend.family() != family);
         self.node_addresses.retain(|ip| IpFamily::of(*ip) != family);
+        self.affinities.forget(family);
         self.hairpins.retain(|hairpin| IpFamily::of(hairpin.target.ip) != family);
     }
 

@@ -6,6 +6,9 @@
 //!                        └──────── mirror ◀───────────┘  read back at start and on doubt
 //! ```
 
+pub mod affinity;
+pub mod affinity_plan;
+pub mod affinity_rules;
 pub mod claims;
 pub mod compile;
 pub mod decompile;

@@ -11,6 +11,8 @@ use std::net::IpAddr;
 
 use service_model::ServiceName;
 
+use super::affinity::AffinityKey;
+use super::affinity_plan::{Numbering, Numbers, plan_chain};
 use super::claims::Claims;
 use super::desired::{DesiredFrontend, DesiredService};
 use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SetName, SizeClass, Target};
@@ -31,8 +33,10 @@ pub struct Plan {
 pub type Holder = Option<ServiceName>;
 
 /// What several Services can claim, and only one can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
+    /// First in a plan: frontends lead to it.
+    Affinity(AffinityKey),
     Frontend(Frontend),
     Hairpin(Hairpin),
 }
@@ -44,9 +48,15 @@ pub struct Planner {
     /// What nobody claims any more and is still there, its endpoints waiting for their second; with
     /// the Service that gave it up last.
     released: BTreeMap<Resource, ServiceName>,
+    numbers: Numbers,
 }
 
 impl Planner {
+    /// `seed`: different in each life of the program.
+    pub fn new(seed: u64) -> Self {
+        Self { numbers: Numbers::new(seed), ..Self::default() }
+    }
+
     /// The steps for some Services, in one commit. `desired_of` answers for any Service; others are
     /// asked for only if they share a frontend with these.
     pub fn plan(
@@ -58,30 +68,40 @@ impl Planner {
         let mut wanted: BTreeMap<ServiceName, DesiredService> = BTreeMap::new();
         let held = self.released.iter().filter(|(_, by)| services.contains(*by));
         let mut touched: BTreeSet<(Resource, ServiceName)> =
-            held.map(|(resource, by)| (*resource, by.clone())).collect();
+            held.map(|(resource, by)| (resource.clone(), by.clone())).collect();
         for service in services {
             let own = desired_of(service);
             let frontends = own.frontends.keys().copied().map(Resource::Frontend);
             let hairpins = own.hairpins.iter().copied().map(Resource::Hairpin);
-            let changed = self.claims.replace(service, frontends.chain(hairpins));
-            let all = changed.into_iter().chain(self.claims.of(service).iter().copied());
+            let affinities = own.affinities.keys().cloned().map(Resource::Affinity);
+            let changed = self.claims.replace(service, frontends.chain(hairpins).chain(affinities));
+            let all = changed.into_iter().chain(self.claims.of(service).iter().cloned());
             touched.extend(all.map(|resource| (resource, service.clone())));
             wanted.insert(service.clone(), own);
         }
         let mut plan = Plan::default();
+        let mut numbering = Numbering::new(&mut self.numbers);
         let mut last = None;
         for (resource, toucher) in touched {
-            if last.replace(resource) == Some(resource) {
+            if last.as_ref() == Some(&resource) {
                 continue;
             }
+            last = Some(resource.clone());
             let owner = self.claims.owner(&resource).cloned();
             if owner.is_none() && resource.is_in(mirror) {
-                self.released.insert(resource, toucher.clone());
+                self.released.insert(resource.clone(), toucher.clone());
             } else {
                 self.released.remove(&resource);
             }
             let holder = owner.clone().or(Some(toucher));
             match resource {
+                Resource::Affinity(key) => {
+                    let desired = owner.map(|o| &*wanted.entry(o).or_insert_with_key(&desired_of));
+                    let want = desired.and_then(|d| d.affinities.get(&key));
+                    let (now, later) = plan_chain(&key, want, mirror, &mut numbering);
+                    plan.now.extend(now);
+                    plan.put_off(holder, later);
+                }
                 Resource::Hairpin(hairpin) => plan.hairpin(hairpin, owner.is_some(), mirror),
                 Resource::Frontend(frontend) => {
                     let desired = owner.map(|o| &*wanted.entry(o).or_insert_with_key(&desired_of));
@@ -96,7 +116,15 @@ impl Planner {
     pub fn leftovers(&self, mirror: &Mirror) -> Plan {
         let mut plan = Plan::default();
         let unknown = |r: &Resource| self.claims.owner(r).is_none() && !self.released.contains_key(r);
-        for frontend in mirror.frontends.keys().filter(|f| unknown(&Resource::Frontend(**f))) {
+        let none = &mut Numbers::default();
+        for key in mirror.affinities.chains().keys().filter(|k| unknown(&Resource::Affinity((*k).clone()))) {
+            let (now, later) = plan_chain(key, None, mirror, &mut Numbering::new(none));
+            plan.now.extend(now);
+            plan.put_off(None, later);
+        }
+        let leads = mirror.affinities.leads().keys().map(|(frontend, _)| frontend);
+        let frontends: BTreeSet<&Frontend> = mirror.frontends.keys().chain(leads).collect();
+        for frontend in frontends.into_iter().filter(|f| unknown(&Resource::Frontend(**f))) {
             plan.frontend(*frontend, None, None, mirror);
         }
         for hairpin in mirror.hairpins.iter().filter(|h| unknown(&Resource::Hairpin(**h))) {
@@ -119,7 +147,10 @@ impl Planner {
 impl Resource {
     fn is_in(&self, mirror: &Mirror) -> bool {
         match self {
-            Resource::Frontend(frontend) => mirror.frontends.contains_key(frontend),
+            Resource::Affinity(key) => mirror.affinities.chains().contains_key(key),
+            Resource::Frontend(frontend) => {
+                mirror.frontends.contains_key(frontend) || mirror.affinities.has_lead(*frontend)
+            }
             Resource::Hairpin(hairpin) => mirror.hairpins.contains(hairpin),
         }
     }
@@ -204,9 +235,8 @@ impl Plan {
                 have.pool(pool),
             ));
         }
-        if !surplus.is_empty() {
-            self.later.entry(holder).or_default().extend(surplus);
-        }
+        self.put_off(holder, surplus);
+        self.leads(frontend, want, mirror);
         let groups = want.map(|w| w.groups).unwrap_or_default();
         for group in have.groups.without(groups).iter() {
             self.now.push(Step::Delete(member(frontend, group, &have.label)));
@@ -218,6 +248,26 @@ impl Plan {
         if groups.contains(Group::Served) && have.groups.contains(Group::Served) && label != have.label {
             self.now.push(Step::Delete(member(frontend, Group::Served, &have.label)));
             self.now.push(Step::Add(member(frontend, Group::Served, &label)));
+        }
+    }
+
+    /// To the chains that keep clients.
+    fn leads(&mut self, frontend: Frontend, want: Option<&DesiredFrontend>, mirror: &Mirror) {
+        for pool in [Pool::Cluster, Pool::Local] {
+            let have = mirror.affinities.leads().get(&(frontend, pool));
+            let want = want.and_then(|w| w.affinities.iter().find(|(of, _)| *of == pool)).map(|(_, key)| key);
+            if have != want {
+                let element = |key: &AffinityKey| Element::Affinity { frontend, pool, chain: key.clone() };
+                self.now.extend(have.map(|key| Step::Delete(element(key))));
+                self.now.extend(want.map(|key| Step::Add(element(key))));
+            }
+        }
+    }
+
+    fn put_off(&mut self, holder: Holder, steps: impl IntoIterator<Item = Step>) {
+        let mut steps = steps.into_iter().peekable();
+        if steps.peek().is_some() {
+            self.later.entry(holder).or_default().extend(steps);
         }
     }
 

@@ -106,6 +106,12 @@ pub enum Action {
         pool: Pool,
         modulus: u32,
     },
+    /// Where the frontend has session affinity, go to the endpoint that keeps the client; to any of
+    /// them, which keeps it from now on, if none does. Else go on.
+    Keep {
+        shape: Shape,
+        pool: Pool,
+    },
     Masquerade,
     /// Clear the mark and masquerade.
     UnmarkAndMasquerade,
@@ -138,7 +144,9 @@ impl Ruleset {
                     matches: vec![Match::To(shape, Group::Count(pool, class))],
                     action: Action::Goto(ChainName::Balance(shape, pool, class)),
                 });
-                chains.push(Chain::new(ChainName::Spread(shape, pool), spread.collect()));
+                let keep = Rule::always(Action::Keep { shape, pool });
+                let spread = [keep].into_iter().chain(spread).collect();
+                chains.push(Chain::new(ChainName::Spread(shape, pool), spread));
                 chains.extend(SizeClass::all().map(|class| {
                     Chain::new(ChainName::Balance(shape, pool, class), balance(shape, pool, class))
                 }));

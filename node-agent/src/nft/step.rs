@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use service_model::{IpFamily, Protocol};
 
+use super::affinity::{AffinityChain, AffinityKey};
 use super::layout::{Frontend, Group, Pool, SetName, TABLE, Target};
 use super::ruleset::{ChainName, Ruleset};
 
@@ -20,6 +21,9 @@ pub enum Step {
     FlushChain(IpFamily, String),
     DeleteChain(IpFamily, String),
     DeleteSet(IpFamily, String),
+    /// Creates the chain unless it exists, and makes its rules those of the description.
+    WriteAffinity(AffinityKey, Box<AffinityChain>),
+    DeleteAffinity(AffinityKey),
     Add(Element),
     Delete(Element),
 }
@@ -43,6 +47,12 @@ pub enum Element {
         index: u32,
         target: Target,
     },
+    /// The frontend's clients stay with their endpoints.
+    Affinity {
+        frontend: Frontend,
+        pool: Pool,
+        chain: AffinityKey,
+    },
     NodeAddress(IpAddr),
     Hairpin(Hairpin),
 }
@@ -59,6 +69,7 @@ impl Element {
         match self {
             Element::Served { frontend, .. }
             | Element::Member { frontend, .. }
+            | Element::Affinity { frontend, .. }
             | Element::Endpoint { frontend, .. } => frontend.family(),
             Element::NodeAddress(ip) => IpFamily::of(*ip),
             Element::Hairpin(hairpin) => IpFamily::of(hairpin.target.ip),
@@ -71,6 +82,7 @@ impl Element {
             Element::Served { frontend, .. } => SetName::Group(frontend.shape(), Group::Served),
             Element::Member { frontend, group } => SetName::Group(frontend.shape(), *group),
             Element::Endpoint { frontend, pool, .. } => SetName::Endpoints(frontend.shape(), *pool),
+            Element::Affinity { frontend, pool, .. } => SetName::Affinity(frontend.shape(), *pool),
             Element::NodeAddress(_) => SetName::NodeAddresses,
             Element::Hairpin(_) => SetName::Hairpin,
         }
@@ -80,6 +92,7 @@ impl Element {
         match self {
             Element::Served { frontend, .. }
             | Element::Member { frontend, .. }
+            | Element::Affinity { frontend, .. }
             | Element::Endpoint { frontend, .. } => Some(*frontend),
             Element::NodeAddress(_) | Element::Hairpin(_) => None,
         }
@@ -95,6 +108,7 @@ impl Step {
             | Step::FlushChain(family, _)
             | Step::DeleteChain(family, _)
             | Step::DeleteSet(family, _) => *family,
+            Step::WriteAffinity(key, _) | Step::DeleteAffinity(key) => key.family,
             Step::Add(element) | Step::Delete(element) => element.family(),
         }
     }
@@ -118,6 +132,16 @@ impl fmt::Display for Step {
                 write!(f, "delete the {family} chain {chain}, which is not ours")
             }
             Step::DeleteSet(family, set) => write!(f, "delete the {family} set {set}, which is not ours"),
+            Step::WriteAffinity(key, chain) => match chain.endpoints.as_slice() {
+                [] => write!(f, "empty the {} chain {key}", key.family),
+                endpoints => {
+                    let (count, seconds) = (endpoints.len(), chain.timeout);
+                    let plural = if count == 1 { "" } else { "s" };
+                    write!(f, "write the {} chain {key}: ", key.family)?;
+                    write!(f, "keep clients for {seconds} s at one of {count} endpoint{plural}")
+                }
+            },
+            Step::DeleteAffinity(key) => write!(f, "delete the {} chain {key}", key.family),
             Step::Add(element) => element.fmt_added(f),
             Step::Delete(element) => element.fmt_deleted(f),
         }
@@ -147,6 +171,9 @@ impl Element {
             },
             Element::Endpoint { frontend, pool, index, target } => {
                 write!(f, "send {frontend} #{index}{} to {target}", on_this_node(*pool))
+            }
+            Element::Affinity { frontend, pool, chain } => {
+                write!(f, "keep clients of {frontend} at their endpoint{}: {chain}", on_this_node(*pool))
             }
             Element::NodeAddress(ip) => write!(f, "answer NodePorts on {ip}"),
             Element::Hairpin(Hairpin { target, protocol }) => {

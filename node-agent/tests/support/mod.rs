@@ -8,12 +8,16 @@
 
 pub mod kernel;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use node_agent::config::{Config, NodePortAddresses};
+use node_agent::nft::affinity::{AffinityChain, AffinityKey};
 use node_agent::nft::desired::DesiredService;
 use node_agent::nft::fake::Fake;
+use node_agent::nft::layout::{Frontend, Pool, Target};
+use node_agent::nft::mirror::Mirror;
 use node_agent::nft::plan::{Plan, Planner, plan_node_addresses, plan_structure};
 use node_agent::nft::ruleset::Ruleset;
 use node_agent::select::Place;
@@ -39,13 +43,15 @@ pub fn name(number: u8) -> ServiceName {
 }
 
 /// One Service with its endpoints, as numbers that shrink well.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Spec {
     pub number: u8,
     /// Shared by Services with the same value, so that they contend for frontends.
     pub external: Option<u8>,
     pub node_port: Option<u8>,
     pub local_policy: bool,
+    /// Seconds of session affinity.
+    pub affinity: Option<u8>,
     pub endpoints: Vec<(u8, bool)>,
 }
 
@@ -55,9 +61,10 @@ prop_compose! {
         external in proptest::option::of(0u8..2),
         node_port in proptest::option::of(0u8..2),
         local_policy: bool,
+        affinity in proptest::option::of(1u8..3),
         endpoints in proptest::collection::vec((0u8..30, any::<bool>()), 0..20),
     ) -> Spec {
-        Spec { number, external, node_port, local_policy, endpoints }
+        Spec { number, external, node_port, local_policy, affinity, endpoints }
     }
 }
 
@@ -83,6 +90,7 @@ impl Spec {
         if self.local_policy {
             service.external_traffic_policy = TrafficPolicy::Local;
         }
+        service.session_affinity = self.affinity.map(|seconds| Duration::from_secs(seconds.into()));
         let slice = EndpointSlice {
             name: ObjectName::new("ns", &format!("slice-{}", self.number)),
             service: name(self.number),
@@ -120,6 +128,7 @@ pub struct Agent {
     pub fake: Fake,
     /// Services that were deleted in this life: they stay dirty until nothing of them is left.
     gone: BTreeSet<ServiceName>,
+    lives: u64,
 }
 
 impl Agent {
@@ -129,6 +138,7 @@ impl Agent {
             planner: Planner::default(),
             fake: Fake::default(),
             gone: BTreeSet::new(),
+            lives: 0,
         }
     }
 
@@ -140,7 +150,8 @@ impl Agent {
                 self.world.apply(Change::Delete(Key::Service(name(*number))));
             }
             Happening::Restart => {
-                self.planner = Planner::default();
+                self.lives += 1;
+                self.planner = Planner::new(self.lives);
                 self.gone.clear();
                 self.world.mark_all_services();
             }
@@ -167,3 +178,14 @@ impl Agent {
         plan
     }
 }
+
+/// What keeps clients: the chains but for the numbers in them, and what leads there.
+pub fn keepers(mirror: &Mirror) -> (BTreeMap<AffinityKey, (u32, Vec<Target>)>, Leads) {
+    let chain = |(key, chain): (&AffinityKey, &AffinityChain)| {
+        let targets = chain.endpoints.iter().map(|endpoint| endpoint.target).collect();
+        (key.clone(), (chain.timeout, targets))
+    };
+    (mirror.affinities.chains().iter().map(chain).collect(), mirror.affinities.leads().clone())
+}
+
+type Leads = BTreeMap<(Frontend, Pool), AffinityKey>;

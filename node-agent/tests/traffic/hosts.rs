@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
 
 static GROUNDS: AtomicU32 = AtomicU32::new(0);
@@ -77,6 +78,15 @@ impl Host {
 
     pub(crate) fn address(&self, like: IpAddr) -> IpAddr {
         if like.is_ipv4() { self.v4.into() } else { self.v6.into() }
+    }
+
+    /// Gives the host more addresses, which its peer finds there.
+    pub(crate) fn add_addresses(&self, network: IpNet, addresses: &[IpAddr], peer: &Host) {
+        for address in addresses {
+            let length = if address.is_ipv4() { "/32" } else { "/128 nodad" };
+            ip(&format!("-n {} addr add dev eth0 {address}{length}", self.namespace));
+        }
+        ip(&format!("-n {} route add {network} dev {}", peer.namespace, self.name));
     }
 
     /// A point-to-point link; each end routes to the other alone, the peer sends all to us.

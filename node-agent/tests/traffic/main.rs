@@ -1,7 +1,7 @@
 //! Real packets through what the engine programs, between network namespaces.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod full_table;
+mod affinity;
 mod hosts;
 mod talk;
 mod worlds;

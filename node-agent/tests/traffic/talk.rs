@@ -103,6 +103,27 @@ pub(crate) fn ask(host: &Host, protocol: Protocol, to: SocketAddr) -> Reply {
     ask_patiently(host, protocol, to, PATIENCE)
 }
 
+/// What TCP connections from the host's addresses to the frontends are answered: by whom, in order.
+pub(crate) fn ask_from(host: &Host, calls: &[(IpAddr, SocketAddr)]) -> Vec<String> {
+    let ask = |(from, to): &(IpAddr, SocketAddr)| {
+        let domain = if from.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        // No port waits for stray packets afterwards.
+        socket.set_linger(Some(Duration::ZERO))?;
+        socket.bind(&SocketAddr::new(*from, 0).into())?;
+        socket.connect_timeout(&(*to).into(), PATIENCE)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut answer = String::new();
+        TcpStream::from(socket).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let pod = |call| {
+        let answer: std::io::Result<String> = ask(call);
+        answer.unwrap_or_else(|error| panic!("{call:?}: {error}")).split(' ').next().unwrap().to_owned()
+    };
+    host.run(|| calls.iter().map(pod).collect())
+}
+
 /// As [`ask`], where no answer is expected.
 pub(crate) fn ask_in_vain(host: &Host, protocol: Protocol, to: SocketAddr) -> Reply {
     ask_patiently(host, protocol, to, SILENCE)

@@ -1,6 +1,7 @@
 //! One Service, in as many shapes as the tests need.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use node_agent::config::{Config, NodePortAddresses};
 use service_model::{
@@ -20,6 +21,7 @@ pub(crate) struct Shop<'a> {
     /// NodePort 30080, external and load balancer addresses.
     pub(crate) exposed: bool,
     pub(crate) external_policy: TrafficPolicy,
+    pub(crate) affinity: Option<Duration>,
 }
 
 impl Default for Shop<'_> {
@@ -30,6 +32,7 @@ impl Default for Shop<'_> {
             target_port: 8080,
             exposed: false,
             external_policy: TrafficPolicy::Cluster,
+            affinity: None,
         }
     }
 }
@@ -72,6 +75,7 @@ impl Shop<'_> {
         service.service_type = ServiceType::LoadBalancer;
         service.cluster_ips = self.cluster_ips().to_vec();
         service.external_traffic_policy = self.external_policy;
+        service.session_affinity = self.affinity;
         if self.exposed {
             for ip in self.cluster_ips() {
                 let [external, balancer] = self.external_ips(ip);

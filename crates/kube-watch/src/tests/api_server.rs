@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
-#[derive(Clone)]
 pub(super) enum Reply {
     /// A whole answer.
     Json(u16, Value),
@@ -19,7 +18,6 @@ pub(super) enum Reply {
     Lines(Vec<Value>, Then),
 }
 
-#[derive(Clone, Copy)]
 pub(super) enum Then {
     /// The watch is ended in good order.
     End,

@@ -77,6 +77,12 @@ impl Expr {
         Numgen { kind: NumgenKind::Random, modulus, offset: 0, dreg }.into()
     }
 
+    /// `numgen random mod 1 offset NUMBER`: the number, as a field of a concatenation. `nft` 1.0.6
+    /// lists an [`Immediate`] there without its type, and cannot read it again.
+    pub fn number(number: u32, dreg: Reg) -> Self {
+        Numgen { kind: NumgenKind::Random, modulus: 1, offset: number, dreg }.into()
+    }
+
     /// Ends the rule unless `sreg` equals the value.
     pub fn eq(sreg: Reg, value: Value) -> Self {
         Cmp { sreg, op: CmpOp::Equal, value }.into()
