@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use daemon::ReadyToken;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::health::Health;
+use crate::health::{Health, Moment};
 use crate::health_checks::HealthChecks;
 use crate::metrics::Metrics;
 
@@ -126,15 +126,16 @@ impl Agent {
         let checks = !self.changed.is_empty() || self.next_check.is_some_and(|at| at <= now);
         if !reads && !self.engine.has_work(now) && !checks {
             self.not_before = None;
-            self.health.updated(SystemTime::now());
+            self.health.updated(Moment::now());
             return;
         }
         let synced = self.engine.sync(&self.world, now);
         self.metrics.refused(self.engine.refused());
         let pause = match synced {
             Ok(synced) => {
-                self.metrics.synced(now.elapsed(), synced.steps, SystemTime::now());
-                self.health.updated(SystemTime::now());
+                let done = Moment::now();
+                self.metrics.synced(now.elapsed(), synced.steps, done.wall);
+                self.health.updated(done);
                 if let Some(token) = self.first_sync.take() {
                     token.done();
                 }
@@ -148,7 +149,7 @@ impl Agent {
                 self.metrics.failed();
                 self.failed = true;
                 // Nobody may have changed anything but the kernel: then too the node is not as it should be.
-                self.health.queued(SystemTime::now());
+                self.health.queued(Moment::now());
                 self.min_sync_period.max(RETRY)
             }
         };
@@ -158,7 +159,7 @@ impl Agent {
     }
 
     fn apply(&mut self, change: Change) {
-        self.health.queued(SystemTime::now());
+        self.health.queued(Moment::now());
         self.world.apply(change);
         let mut dirty = self.world.take_dirty();
         if !dirty.nodes.is_empty() {

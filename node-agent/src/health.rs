@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use daemon::http::{Response, Router, json};
 use hyper::StatusCode;
@@ -29,8 +29,16 @@ pub struct Health {
 struct State {
     updated: Option<SystemTime>,
     /// Since when a change has been waiting.
-    waiting: Option<SystemTime>,
+    waiting: Option<Instant>,
     eligible: bool,
+}
+
+/// One time by two clocks: people are told what hangs on the wall, which somebody may set; how long
+/// ago something was, only the other knows.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    pub wall: SystemTime,
+    pub steady: Instant,
 }
 
 #[derive(Serialize)]
@@ -55,6 +63,12 @@ struct FamilyBody {
 /// How Go writes the time that is none.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
+impl Moment {
+    pub fn now() -> Self {
+        Self { wall: SystemTime::now(), steady: Instant::now() }
+    }
+}
+
 impl Health {
     /// kube-proxy calls a change late after twice its `--sync-period`.
     pub fn new(sync_period: Duration) -> Self {
@@ -63,14 +77,14 @@ impl Health {
     }
 
     /// A change waits to be committed.
-    pub fn queued(&self, now: SystemTime) {
-        self.lock().waiting.get_or_insert(now);
+    pub fn queued(&self, now: Moment) {
+        self.lock().waiting.get_or_insert(now.steady);
     }
 
     /// Everything that waited is committed.
-    pub fn updated(&self, now: SystemTime) {
+    pub fn updated(&self, now: Moment) {
         let mut state = self.lock();
-        (state.updated, state.waiting) = (Some(now), None);
+        (state.updated, state.waiting) = (Some(now.wall), None);
     }
 
     /// Whether load balancers should use the node.
@@ -79,9 +93,9 @@ impl Health {
     }
 
     /// Whether the node's rules are what they should be, whatever becomes of the node.
-    pub fn is_live(&self, now: SystemTime) -> bool {
+    pub fn is_live(&self, now: Moment) -> bool {
         let state = self.lock();
-        let late = |since: SystemTime| now.duration_since(since).is_ok_and(|age| age >= self.late);
+        let late = |since: Instant| now.steady.saturating_duration_since(since) >= self.late;
         state.updated.is_some() && !state.waiting.is_some_and(late)
     }
 
@@ -90,18 +104,18 @@ impl Health {
         let (counted, counted_live) = (metrics.clone(), metrics.clone());
         Router::new()
             .get("/healthz", move |_| {
-                let response = healthz.answer(true, SystemTime::now());
+                let response = healthz.answer(true, Moment::now());
                 counted.healthz(response.status());
                 response
             })
             .get("/livez", move |_| {
-                let response = livez.answer(false, SystemTime::now());
+                let response = livez.answer(false, Moment::now());
                 counted_live.livez(response.status());
                 response
             })
     }
 
-    fn answer(&self, asks_eligibility: bool, now: SystemTime) -> Response {
+    fn answer(&self, asks_eligibility: bool, now: Moment) -> Response {
         let live = self.is_live(now);
         let state = self.lock();
         let healthy = live && (state.eligible || !asks_eligibility);
@@ -111,8 +125,8 @@ impl Health {
         let families = FAMILIES.into_iter().filter(|_| state.updated.is_some());
         let body = Body {
             // kube-proxy's promise: recent if healthy, also when nothing had to be done.
-            last_updated: if healthy { time(now) } else { updated },
-            current_time: time(now),
+            last_updated: if healthy { time(now.wall) } else { updated },
+            current_time: time(now.wall),
             node_eligible: asks_eligibility.then_some(state.eligible),
             healthy,
             status: families
@@ -137,12 +151,17 @@ pub fn without_sniffing(mut response: Response) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
     const PERIOD: Duration = Duration::from_secs(30);
 
-    fn time(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    /// Both clocks began at the same time, and nobody has set one.
+    fn time(seconds: u64) -> Moment {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let since = Duration::from_secs(seconds);
+        Moment { wall: SystemTime::UNIX_EPOCH + since, steady: *START + since }
     }
 
     fn statuses(health: &Health, at: u64) -> (u16, u16) {
@@ -162,6 +181,20 @@ mod tests {
         health.updated(time(1061));
         health.set_eligible(false);
         assert_eq!(statuses(&health, 1062), (503, 200), "livez does not ask for eligibility");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_makes_no_change_late_and_none_early() {
+        let day = Duration::from_secs(86_400);
+        let health = Health::new(PERIOD);
+        health.updated(time(100_000));
+        health.queued(time(100_000));
+        for (seconds, live) in [(59, true), (60, false)] {
+            let now = time(100_000 + seconds);
+            for wall in [now.wall, now.wall + day, now.wall - day] {
+                assert_eq!(health.is_live(Moment { wall, ..now }), live, "{seconds} s later, {wall:?}");
+            }
+        }
     }
 
     #[tokio::test]

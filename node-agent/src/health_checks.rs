@@ -7,7 +7,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::SystemTime;
 
 use daemon::http::{BindError, Response, Router, Server, json};
 use hyper::StatusCode;
@@ -17,7 +16,7 @@ use service_model::{Service, ServiceName, ServiceType, TrafficPolicy, World};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::{Health, without_sniffing};
+use crate::health::{Health, Moment, without_sniffing};
 use crate::select::ready_local_endpoints;
 
 /// A socket on the unspecified IPv6 address answers both families, where the kernel has IPv6.
@@ -93,7 +92,7 @@ impl HealthChecks {
         let cancel = CancellationToken::new();
         let (health, service, count) = (self.health.clone(), name.clone(), Arc::clone(&endpoints));
         let router = Router::new().otherwise(move |_| {
-            answer(&service, count.load(Ordering::Relaxed), health.is_live(SystemTime::now()))
+            answer(&service, count.load(Ordering::Relaxed), health.is_live(Moment::now()))
         });
         let address = SocketAddr::from((every_address(), port));
         let server = Server::bind(address, router).await?;
@@ -183,7 +182,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_port_answers_for_local_endpoints_and_goes_with_the_service() {
         let health = Health::new(Duration::from_secs(30));
-        health.updated(SystemTime::now());
+        health.updated(Moment::now());
         let mut checks = HealthChecks::new(health, "here");
         let port = free_port();
         checks.update(BTreeSet::from([name()]), &world(port, TrafficPolicy::Local, 2)).await;

@@ -69,6 +69,7 @@ pub(crate) async fn follow<W, T>(
         kind,
         version: None,
         heard: false,
+        caught_up: None,
         told: BTreeSet::new(),
         metrics,
         convert,
@@ -86,8 +87,10 @@ struct Feed<W, T, F> {
     streaming: bool,
     /// What the receiver knows; `None` until a list is complete.
     version: Option<String>,
-    /// Whether this attempt brought anything.
+    /// Whether this attempt brought anything beyond a list.
     heard: bool,
+    /// Since when this attempt has nothing to list any more.
+    caught_up: Option<Instant>,
     /// Unreadable objects that were warned about.
     told: BTreeSet<Unreadable>,
     metrics: KindMetrics,
@@ -110,9 +113,13 @@ where
         let mut warned: Option<Instant> = None;
         loop {
             let started = Instant::now();
-            self.heard = false;
+            (self.heard, self.caught_up) = (false, None);
             let ended = self.attempt(&mut warned).await;
-            if self.heard {
+            let lasted = self.caught_up.is_some_and(|at| at.elapsed() >= times.steady);
+            let lists_anew = matches!(&ended, Err(Stop::Failed(failure)) if failure.lists_anew());
+            // A list proves nothing about the watch behind it, and one after the other would be a
+            // load for everybody.
+            if lasted || self.heard && !lists_anew {
                 retry.reset();
             }
             match ended {
@@ -124,7 +131,7 @@ where
                     self.streaming = false;
                     continue;
                 }
-                Err(Stop::Failed(failure @ (Failure::Expired | Failure::DeletedUnread))) => {
+                Err(Stop::Failed(failure)) if failure.lists_anew() => {
                     tracing::info!(kind = %self.kind, "{failure}; listing anew");
                     self.version = None;
                 }
@@ -149,12 +156,13 @@ where
         }
         let from = self.version.as_deref().map_or(From::List, From::Version);
         let mut lines = self.requests.watch(from).await?;
-        if self.version.is_none() {
-            self.send(Listing::Started).await?;
+        match self.version {
+            None => self.send(Listing::Started).await?,
+            Some(_) => self.caught_up = Some(Instant::now()),
         }
         while let Some(line) = lines.next().await? {
             self.metrics.heard();
-            self.heard = true;
+            self.heard |= self.version.is_some();
             if warned.take().is_some() {
                 tracing::info!(kind = %self.kind, "the watch goes on");
             }
@@ -195,6 +203,7 @@ where
                 let completes = list_complete && self.version.is_none();
                 if completes {
                     self.version = Some(version.clone());
+                    self.caught_up = Some(Instant::now());
                 }
                 (completes.then_some(Listing::Ended), Some(version))
             }

@@ -269,6 +269,11 @@ impl Unreadable {
 }
 
 impl Failure {
+    /// Whether what was known cannot be gone on from.
+    pub(crate) fn lists_anew(&self) -> bool {
+        matches!(self, Self::Expired | Self::DeletedUnread)
+    }
+
     /// 410 is an expired `continue` token.
     fn of_a_list(self) -> Self {
         match self {

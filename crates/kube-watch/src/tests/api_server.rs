@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
+#[derive(Clone)]
 pub(super) enum Reply {
     /// A whole answer.
     Json(u16, Value),
@@ -18,6 +19,7 @@ pub(super) enum Reply {
     Lines(Vec<Value>, Then),
 }
 
+#[derive(Clone, Copy)]
 pub(super) enum Then {
     /// The watch is ended in good order.
     End,

@@ -5,6 +5,7 @@ mod api_server;
 use std::time::Duration;
 
 use kube::runtime::watcher;
+use kube::runtime::watcher::InitialListStrategy;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use service_model::{Change, Key, Kind, Object, World};
@@ -311,6 +312,35 @@ async fn an_api_server_that_ends_every_watch_at_once_is_not_hammered() {
     // What would come next would come at once.
     let another = tokio::time::timeout(Duration::from_millis(100), watched.server.asked()).await;
     assert!(another.is_err() && watched.server.more_asked() == 0, "{another:?}");
+}
+
+/// Each expiry doubles the wait, whatever came before it: soon nothing more is asked.
+#[tokio::test]
+async fn a_storm_of_expiries_is_listed_ever_more_slowly() {
+    let expired = || event("ERROR", status(410));
+    for config in [pages(), streamed()] {
+        let listing = match config.initial_list_strategy {
+            InitialListStrategy::ListWatch => vec![list(10, &[node("a", 1)])],
+            InitialListStrategy::StreamingList => {
+                vec![Lines(vec![event("ADDED", node("a", 1)), list_complete(10)], End)]
+            }
+        };
+        let watch = || Lines(vec![event("MODIFIED", node("a", 11)), expired()], End);
+        let script = (0..1000).flat_map(|_| listing.clone().into_iter().chain([watch()])).collect();
+        let times = Times { longest_retry: Duration::from_secs(3600), ..TIMES };
+        let Watched { mut server, mut changes, watching: _watching, .. } =
+            Watched::nodes(config, times, script).await;
+        let drain = async { while changes.recv().await.is_some() {} };
+        let count = async {
+            let mut asked = 0;
+            while tokio::time::timeout(Duration::from_millis(500), server.asked()).await.is_ok() {
+                asked += 1;
+            }
+            asked
+        };
+        let asked = tokio::select! { asked = count => asked, () = drain => unreachable!("it never ends") };
+        assert!((4..100).contains(&asked), "{asked} requests");
+    }
 }
 
 #[tokio::test]
