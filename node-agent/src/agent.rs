@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use daemon::ReadyToken;
-use service_model::{Change, Kind, Node, ServiceName, World};
+use service_model::{Change, IpFamily, Key, Kind, Node, Object, ServiceName, World};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,9 @@ const RECHECK: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two readings of the kernel, however often others change our tables.
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// Of changes that wait for a sync, so many are measured.
+const MOST_TRIGGERS: usize = 10_000;
 
 /// Every kind that the agent watches: nothing is decided before all are listed.
 const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
@@ -46,6 +49,9 @@ pub struct Agent {
     /// No sync before.
     not_before: Option<Instant>,
     failed: bool,
+    started: SystemTime,
+    /// When the endpoints changed that wait for a sync.
+    triggers: Vec<(IpFamily, SystemTime)>,
 }
 
 impl Agent {
@@ -74,6 +80,8 @@ impl Agent {
             next_check: None,
             not_before: None,
             failed: false,
+            started: SystemTime::now(),
+            triggers: Vec::new(),
         })
     }
 
@@ -132,9 +140,13 @@ impl Agent {
         let synced = self.engine.sync(&self.world, now);
         self.metrics.refused(self.engine.refused());
         let pause = match synced {
-            Ok(synced) => {
+            Ok(_) => {
                 let done = Moment::now();
-                self.metrics.synced(now.elapsed(), synced.steps, done.wall);
+                self.metrics.synced(now.elapsed(), &self.engine.take_commits(), reads, done.wall);
+                self.metrics.stranded(self.engine.stranded());
+                for (family, since) in self.triggers.drain(..) {
+                    self.metrics.programmed(family, since, done.wall);
+                }
                 self.health.updated(done);
                 if let Some(token) = self.first_sync.take() {
                     token.done();
@@ -158,10 +170,23 @@ impl Agent {
         self.next_check = self.checks.lacks_a_port().then(|| Instant::now() + RETRY);
     }
 
-    fn apply(&mut self, change: Change) {
-        self.health.queued(Moment::now());
+    fn apply(&mut self, mut change: Change) {
+        let now = Moment::now();
+        self.health.queued(now);
+        let (kind, trigger) = (kind_of(&change), take_trigger(&mut change));
         self.world.apply(change);
         let mut dirty = self.world.take_dirty();
+        if !dirty.services.is_empty() {
+            self.metrics.theirs.queued(now.wall);
+            match kind {
+                Some(Kind::Service) => self.metrics.theirs.service_changed(),
+                Some(Kind::EndpointSlice) => self.metrics.theirs.endpoint_changed(),
+                Some(Kind::Node) | None => {}
+            }
+            // What happened before this process is not its to answer for.
+            let trigger = trigger.filter(|(_, since)| *since > self.started);
+            self.triggers.extend(trigger.filter(|_| self.triggers.len() < MOST_TRIGGERS));
+        }
         if !dirty.nodes.is_empty() {
             let node = self.world.node(&self.config.node_name);
             self.health.set_eligible(node.is_some_and(|node| !node.is_being_removed()));
@@ -176,6 +201,25 @@ impl Agent {
         }
         self.changed.extend(dirty.services.iter().cloned());
         self.engine.mark(dirty.services);
+    }
+}
+
+fn kind_of(change: &Change) -> Option<Kind> {
+    Some(match change {
+        Change::Apply(Object::Service(_)) | Change::Delete(Key::Service(_)) => Kind::Service,
+        Change::Apply(Object::EndpointSlice(_)) | Change::Delete(Key::EndpointSlice(_)) => {
+            Kind::EndpointSlice
+        }
+        Change::Apply(Object::Node(_)) | Change::Delete(Key::Node(_)) => Kind::Node,
+        Change::ListStarted(_) | Change::ListEnded(_) => return None,
+    })
+}
+
+/// The World does not keep it.
+fn take_trigger(change: &mut Change) -> Option<(IpFamily, SystemTime)> {
+    match change {
+        Change::Apply(Object::EndpointSlice(slice)) => Some((slice.family, slice.triggered.take()?)),
+        _ => None,
     }
 }
 

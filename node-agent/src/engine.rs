@@ -13,12 +13,15 @@ use service_model::{Node, ServiceName, World};
 use crate::batches::{batches, log};
 use crate::config::{Config, NodePortAddresses};
 use crate::host;
+use crate::metrics::Commit;
 use crate::nft::desired::DesiredService;
 use crate::nft::kernel::Kernel;
+use crate::nft::layout::FAMILIES;
 use crate::nft::mirror::Mirror;
 use crate::nft::plan::{Holder, Plan, Planner, plan_node_addresses, plan_structure};
 use crate::nft::ruleset::Ruleset;
 use crate::nft::step::Step;
+use crate::nft::stranded::Stranded;
 use crate::select::Place;
 
 /// How long what nothing names any more stays, for packets that are under way.
@@ -43,6 +46,9 @@ pub struct Engine {
     later: BTreeMap<Holder, Instant>,
     /// Services that the kernel refused, and when they are tried again.
     refused: BTreeMap<ServiceName, Instant>,
+    stranded: Stranded,
+    /// Since they were last taken.
+    commits: Vec<Commit>,
 }
 
 /// What a sync did.
@@ -68,6 +74,8 @@ impl Engine {
             sweep: false,
             later: BTreeMap::new(),
             refused: BTreeMap::new(),
+            stranded: Stranded::default(),
+            commits: Vec::new(),
         })
     }
 
@@ -119,6 +127,16 @@ impl Engine {
     /// Services that the kernel refuses.
     pub fn refused(&self) -> usize {
         self.refused.len()
+    }
+
+    /// Frontends whose traffic policy leaves them without an endpoint.
+    pub fn stranded(&self) -> &Stranded {
+        &self.stranded
+    }
+
+    /// What was committed since this was last asked.
+    pub fn take_commits(&mut self) -> Vec<Commit> {
+        std::mem::take(&mut self.commits)
     }
 
     /// Plans what is dirty or due, and commits it.
@@ -191,7 +209,9 @@ impl Engine {
 
     /// Reads the kernel, and marks everything.
     fn start_over(&mut self, world: &World) -> anyhow::Result<()> {
-        self.mirror = Some(self.kernel.observe(&self.rulesets).context("reading our tables")?);
+        let mirror = self.kernel.observe(&self.rulesets).context("reading our tables")?;
+        self.stranded = Stranded::of(&mirror);
+        self.mirror = Some(mirror);
         self.later.clear();
         self.dirty.extend(world.services().map(|s| s.name.clone()));
         self.dirty.extend(self.planner.services().cloned());
@@ -293,8 +313,12 @@ impl Engine {
         }
         log(steps);
         for batch in batches(steps) {
+            let began = Instant::now();
             self.kernel.commit(&batch).context("committing")?;
+            let of = |family| batch.iter().filter(|step| step.family() == family).count();
+            self.commits.push(Commit { steps: FAMILIES.map(of), took: began.elapsed() });
             batch.iter().for_each(|step| mirror.follow(step));
+            self.stranded.follow(&batch, mirror);
         }
         Ok(steps.len())
     }

@@ -156,6 +156,7 @@ mod tests {
             family: IpFamily::V4,
             ports: Vec::new(),
             endpoints: (0..local).map(endpoint).collect(),
+            triggered: None,
         };
         let mut world = World::default();
         world.apply(Change::Apply(Object::Service(service)));

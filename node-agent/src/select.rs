@@ -161,6 +161,7 @@ mod tests {
             family: IpFamily::V4,
             ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
             endpoints,
+            triggered: None,
         }
     }
 

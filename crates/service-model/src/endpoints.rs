@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::{IpFamily, NodeName, ObjectName, Protocol, ServiceName};
 
@@ -36,6 +37,10 @@ pub struct EndpointSlice {
     pub family: IpFamily,
     pub ports: Vec<EndpointPort>,
     pub endpoints: Vec<Endpoint>,
+    /// When that happened of which the slice tells (annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`), where the source was asked for it. Whoever
+    /// measures takes it out before the World keeps the slice.
+    pub triggered: Option<SystemTime>,
 }
 
 impl Endpoint {

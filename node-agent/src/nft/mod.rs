@@ -24,3 +24,4 @@ pub mod plan;
 pub mod reading;
 pub mod ruleset;
 pub mod step;
+pub mod stranded;

@@ -97,6 +97,7 @@ impl Spec {
             family: IpFamily::V4,
             ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
             endpoints: self.endpoints.iter().map(|(last, here)| endpoint(*last, *here)).collect(),
+            triggered: None,
         };
         vec![Change::Apply(Object::Service(service)), Change::Apply(Object::EndpointSlice(slice))]
     }

@@ -111,6 +111,7 @@ impl Shop<'_> {
             family: IpFamily::of(like),
             ports: [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)].map(port).to_vec(),
             endpoints: self.endpoints.iter().map(endpoint).collect(),
+            triggered: None,
         }
     }
 }

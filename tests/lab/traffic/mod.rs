@@ -89,6 +89,26 @@ impl Client {
             .with_context(|| format!("no answer from {target} within {PATIENCE:?}"))?
     }
 
+    /// The whole answer to a GET, whatever its status: its head, and its body in one piece.
+    ///
+    /// # Errors
+    /// When there is no answer in time.
+    pub async fn answer(&self, target: SocketAddr, path: &str) -> Result<(String, String)> {
+        let exchange = async {
+            let mut stream = connect(&self.netns, self.source, target).await.context("connecting")?;
+            // HTTP/1.0 knows no chunks.
+            let request = format!("GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.context("sending the request")?;
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await.context("reading the answer")?;
+            let (head, body) = response.split_once("\r\n\r\n").context("the answer ended early")?;
+            Ok((head.to_owned(), body.to_owned()))
+        };
+        timeout(PATIENCE, exchange)
+            .await
+            .with_context(|| format!("no answer from {target} within {PATIENCE:?}"))?
+    }
+
     /// That many HTTP requests, each on a new connection, a few at a time.
     pub async fn http(&self, target: SocketAddr, count: usize) -> Answers {
         let requests = futures::stream::iter((0..count).map(|_| self.get(target)));

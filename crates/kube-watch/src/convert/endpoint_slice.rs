@@ -1,10 +1,17 @@
 //! `discovery.k8s.io/v1.EndpointSlice` to [`EndpointSlice`].
 
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use service_model::{Endpoint, EndpointPort, EndpointSlice, IpFamily, ObjectName};
 
 use super::parse::{Problems, family, has_label, list, object_name, parse_ip, port_number, protocol};
 use super::{Detail, HEADLESS_LABEL, Names};
 use crate::wire;
+
+/// `EndpointsLastChangeTriggerTime` (k8s.io/api/core/v1/annotation_key_constants.go), RFC 3339.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -25,7 +32,13 @@ pub(crate) fn endpoint_slice(
     let service = ObjectName::new(name.namespace(), owner);
     let ports = wire.ports.into_iter().filter_map(endpoint_port).collect();
     let endpoints = wire.endpoints.into_iter().filter_map(|e| endpoint(family, e, names, problems)).collect();
-    Some(EndpointSlice { name, service, family, ports, endpoints })
+    let triggered = (detail == Detail::Dataplane).then(|| triggered(&wire.metadata)).flatten();
+    Some(EndpointSlice { name, service, family, ports, endpoints, triggered })
+}
+
+fn triggered(metadata: &ObjectMeta) -> Option<SystemTime> {
+    let time: Timestamp = metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()?;
+    Some(time.into())
 }
 
 /// A port without a number means all ports, which no proxy serves: it is skipped, as by kube-proxy.
@@ -72,6 +85,24 @@ mod tests {
         let mut problems = Vec::new();
         let wire = serde_json::from_value(object).unwrap();
         (endpoint_slice(wire, detail, &mut Names::default(), &mut problems), problems)
+    }
+
+    #[test]
+    fn what_triggered_a_slice_is_read_for_the_data_plane_only() {
+        let of = |time: &str, detail| {
+            let object = json!({
+                "metadata": {
+                    "name": "web-1", "namespace": "shop", "labels": {SERVICE_NAME_LABEL: "web"},
+                    "annotations": {TRIGGER_TIME: time}
+                },
+                "addressType": "IPv4"
+            });
+            read(object, detail).0.unwrap().triggered
+        };
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60);
+        assert_eq!(of("1970-01-01T00:01:00Z", Detail::Dataplane), Some(time));
+        assert_eq!(of("1970-01-01T00:01:00Z", Detail::Full), None);
+        assert_eq!(of("a minute ago", Detail::Dataplane), None);
     }
 
     #[test]
