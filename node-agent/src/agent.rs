@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::health::{Health, Moment};
 use crate::health_checks::HealthChecks;
+use crate::local::PodCidrWait;
 use crate::metrics::Metrics;
 
 /// The kernel is compared with what we think of it, in case a notification was missed.
@@ -41,6 +42,7 @@ pub struct Agent {
     metrics: Metrics,
     min_sync_period: Duration,
     first_sync: Option<ReadyToken>,
+    pod_cidrs: PodCidrWait,
     zone: Option<Box<str>>,
     /// Services whose health check port may have to change.
     changed: BTreeSet<ServiceName>,
@@ -70,11 +72,11 @@ impl Agent {
             world: World::default(),
             engine: Engine::new(config.clone())?,
             checks: HealthChecks::new(health.clone(), &config.node_name),
-            config,
             health,
             metrics,
             min_sync_period,
             first_sync: Some(first_sync),
+            pod_cidrs: PodCidrWait::new(config.detect_local),
             zone: None,
             changed: BTreeSet::new(),
             next_check: None,
@@ -82,6 +84,7 @@ impl Agent {
             failed: false,
             started: SystemTime::now(),
             triggers: Vec::new(),
+            config,
         })
     }
 
@@ -101,7 +104,7 @@ impl Agent {
         loop {
             let next_due = [self.engine.next_due(), self.next_check].into_iter().flatten().min();
             // What is due earlier than a sync is allowed waits for it too.
-            let due = self.not_before.or(next_due);
+            let due = self.pod_cidrs.next_due().or(self.not_before).or(next_due);
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 change = changes.recv() => match change {
@@ -123,10 +126,16 @@ impl Agent {
                 tracing::warn!("somebody else changed our tables; putting them right");
                 self.metrics.changed_by_others();
             }
-            if self.world.has_synced(&KINDS) && self.not_before.is_none_or(|at| at <= now) {
+            if self.knows_enough(now) && self.not_before.is_none_or(|at| at <= now) {
                 self.sync(now).await;
             }
         }
+    }
+
+    /// Nothing is decided before.
+    fn knows_enough(&mut self, now: Instant) -> bool {
+        let node = self.world.node(&self.config.node_name);
+        self.world.has_synced(&KINDS) && self.pod_cidrs.is_over(node, now)
     }
 
     async fn sync(&mut self, now: Instant) {

@@ -7,8 +7,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use daemon::log::LogFormat;
 use kube_watch::Source;
 
-use crate::config::{ClusterCidrs, Config, Listen, NodePortAddresses, parse_duration};
+use crate::config::{ClusterCidrs, Config, Listen, NodeFacts, NodePortAddresses, parse_duration};
 use crate::explain::{Destination, Place};
+use crate::local::{DetectLocal, InterfaceName, LocalMode};
 
 /// Makes Services reachable from and through this node.
 #[derive(Debug, Parser)]
@@ -78,6 +79,9 @@ pub struct ExplainArgs {
     /// 10.96.0.10:80, [fd00:96::a]:53/udp, or node:30080.
     #[arg(value_name = "DST:PORT[/PROTO]")]
     pub destination: Destination,
+    /// The interface by which it comes in, where pods are known by that.
+    #[arg(long)]
+    pub interface: Option<InterfaceName>,
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
 }
@@ -97,6 +101,15 @@ pub struct NodeArgs {
     /// The pods' networks, one a family: traffic from elsewhere to a ClusterIP is masqueraded.
     #[arg(long, default_value = "")]
     pub cluster_cidr: ClusterCidrs,
+    /// How pods of this node are known: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix.
+    #[arg(long, default_value_t)]
+    pub detect_local_mode: LocalMode,
+    /// For BridgeInterface: what comes in by it is a pod's.
+    #[arg(long, default_value = "")]
+    pub pod_bridge_interface: String,
+    /// For InterfaceNamePrefix: what comes in by an interface whose name begins so is a pod's.
+    #[arg(long, default_value = "")]
+    pub pod_interface_name_prefix: String,
     /// Masquerade all traffic to ClusterIPs.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub masquerade_all: bool,
@@ -118,7 +131,7 @@ impl RunArgs {
 
 impl NodeArgs {
     /// # Errors
-    /// When the host has no usable name.
+    /// When the host has no usable name, or flags lack what others need.
     pub fn config(&self) -> anyhow::Result<Config> {
         // As kube-proxy does (`GetHostname`, component-helpers/node/util).
         let node_name = match self.hostname_override.as_deref() {
@@ -126,11 +139,13 @@ impl NodeArgs {
             Some(name) => name.trim().to_lowercase(),
         };
         anyhow::ensure!(!node_name.is_empty(), "this host has no name: pass --hostname-override");
+        let (bridge, prefix) = (&self.pod_bridge_interface, &self.pod_interface_name_prefix);
         Ok(Config {
             node_name: node_name.into(),
-            cluster_cidrs: self.cluster_cidr,
+            detect_local: DetectLocal::new(self.detect_local_mode, self.cluster_cidr, bridge, prefix)?,
             masquerade_all: self.masquerade_all,
             nodeport_addresses: self.nodeport_addresses.clone(),
+            node: NodeFacts::default(),
         })
     }
 }

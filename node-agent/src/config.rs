@@ -6,17 +6,28 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use kube_watch::{Detail, Nodes, WatchConfig};
-use service_model::{IpFamily, NodeName};
+use service_model::{IpFamily, Node, NodeName};
+
+use crate::local::DetectLocal;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The Node object's name; endpoints on it are local.
     pub node_name: NodeName,
-    /// Pods' addresses. Traffic from elsewhere to a ClusterIP is masqueraded.
-    pub cluster_cidrs: ClusterCidrs,
+    /// Who is a pod of this node. Traffic from others to a ClusterIP is masqueraded.
+    pub detect_local: DetectLocal,
     /// Masquerade all traffic to ClusterIPs.
     pub masquerade_all: bool,
     pub nodeport_addresses: NodePortAddresses,
+    /// What some of the above leave to the Node object; nothing until it is known.
+    pub node: NodeFacts,
+}
+
+/// What the rules take from the Node object, as it was last said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NodeFacts {
+    /// The first a family, as for kube-proxy (`getLocalDetectors`, cmd/kube-proxy/app/server_linux.go).
+    pub pod_cidrs: ClusterCidrs,
 }
 
 /// At most one range a family.
@@ -62,9 +73,15 @@ impl Config {
         let nodes = Nodes::One(self.node_name.clone());
         WatchConfig { services: true, slices: true, nodes, detail: Detail::Dataplane }
     }
+}
 
-    pub fn cluster_cidr(&self, family: IpFamily) -> Option<IpNet> {
-        self.cluster_cidrs.of(family)
+impl NodeFacts {
+    /// What the Node does not say, or while there is none, stays as it was.
+    #[must_use]
+    pub fn after(self, node: Option<&Node>) -> Self {
+        let Some(node) = node else { return self };
+        let pod_cidrs = ClusterCidrs::first_of(&node.pod_cidrs);
+        Self { pod_cidrs: if pod_cidrs == ClusterCidrs::default() { self.pod_cidrs } else { pod_cidrs } }
     }
 }
 
@@ -74,6 +91,12 @@ impl ClusterCidrs {
             IpFamily::V4 => self.v4,
             IpFamily::V6 => self.v6,
         }
+    }
+
+    /// The first of each family.
+    pub fn first_of(cidrs: &[IpNet]) -> Self {
+        let first = |family| cidrs.iter().copied().find(|cidr| IpFamily::of(cidr.addr()) == family);
+        Self { v4: first(IpFamily::V4), v6: first(IpFamily::V6) }
     }
 }
 
@@ -215,6 +238,20 @@ mod tests {
         let two = "10.0.0.0/8,11.0.0.0/8".parse::<ClusterCidrs>();
         assert_eq!(two, Err(InvalidFlag::SecondCidr(IpFamily::V4)));
         assert_eq!("10.0.0.0".parse::<ClusterCidrs>(), Err(InvalidFlag::Cidr("10.0.0.0".to_owned())));
+    }
+
+    #[test]
+    fn what_the_node_does_not_say_stays_as_it_was() {
+        let mut node = Node::new("here".into());
+        let unknown = NodeFacts::default().after(Some(&node));
+        assert_eq!(unknown, NodeFacts::default());
+        node.pod_cidrs =
+            ["10.244.1.0/24", "10.244.7.0/24", "fd00:1::/64"].map(|c| c.parse().unwrap()).to_vec();
+        let known = unknown.after(Some(&node));
+        assert_eq!(known.pod_cidrs, "10.244.1.0/24,fd00:1::/64".parse().unwrap());
+        node.pod_cidrs.clear();
+        assert_eq!(known.after(Some(&node)), known);
+        assert_eq!(known.after(None), known);
     }
 
     #[test]

@@ -168,8 +168,24 @@ impl Engine {
         }
     }
 
+    /// Takes from the Node object what rules are made of. If it differs, the kernel's are compared
+    /// with those that are wanted now.
+    fn learn_node(&mut self, world: &World) {
+        let facts = self.config.node.after(world.node(&self.config.node_name));
+        if facts == self.config.node {
+            return;
+        }
+        self.config.node = facts;
+        let rulesets = Ruleset::both(&self.config);
+        if rulesets != self.rulesets {
+            self.rulesets = rulesets;
+            self.doubt();
+        }
+    }
+
     /// All that is to be done, in one commit.
     fn attempt(&mut self, world: &World, now: Instant) -> anyhow::Result<usize> {
+        self.learn_node(world);
         if self.mirror.is_none() {
             self.start_over(world)?;
         }

@@ -7,14 +7,13 @@ use clap::{Command, Error, Parser};
 const NFTABLES_ONLY: &str = "leave it out: there is one mode, which behaves as kube-proxy's nftables mode";
 const NO_SYSCTL: &str =
     "leave it out and set net.netfilter.nf_conntrack_* on the host: no sysctl is set here";
-const CIDR_ONLY: &str = "leave it out: pods are told by --cluster-cidr, no other way is there yet";
 const IN_KUBECONFIG: &str = "leave it out: the kubeconfig says it";
 const LOGGING: &str = "set RUST_LOG (`debug`, `warn`), and --log-format json for JSON";
 const NOT_NEEDED: &str = "leave it out: nothing here needs it";
 
 /// Those of kube-proxy 1.37 (`AddFlags`, cmd/kube-proxy/app/options.go), each with what to do. A
 /// name that ends in `-` is the beginning of several.
-const ABSENT: [(&str, &str); 27] = [
+const ABSENT: [(&str, &str); 24] = [
     ("config", "give the fields of the file as flags: it cannot be read yet"),
     ("write-config-to", "leave it out: there is no configuration file yet"),
     ("cleanup", "run `node-agent cleanup`, which removes what node-agent made"),
@@ -25,9 +24,6 @@ const ABSENT: [(&str, &str); 27] = [
     ("iptables-", NFTABLES_ONLY),
     ("ipvs-", NFTABLES_ONLY),
     ("conntrack-", NO_SYSCTL),
-    ("detect-local-mode", CIDR_ONLY),
-    ("pod-bridge-interface", CIDR_ONLY),
-    ("pod-interface-name-prefix", CIDR_ONLY),
     ("bind-address", "leave it out: the Node object says the node's address"),
     ("bind-address-hard-fail", "leave it out: an address that cannot be bound always ends the program"),
     ("healthz-port", "write --healthz-bind-address IP:PORT"),

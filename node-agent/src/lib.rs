@@ -14,6 +14,7 @@ pub mod health;
 pub mod health_checks;
 pub mod host;
 pub mod kube_proxy_flags;
+pub mod local;
 pub mod metrics;
 pub mod nft;
 pub mod run;

@@ -29,6 +29,8 @@ fn plans(path: &Path, config: &Config) -> anyhow::Result<[Plan; 3]> {
         world.apply(change);
     }
     let place = Place { node: &config.node_name, zone: world.node(&config.node_name).and_then(Node::zone) };
+    let node = config.node.after(world.node(&config.node_name));
+    let config = &Config { node, ..config.clone() };
     let (mut planner, mut mirror) = (Planner::default(), Mirror::default());
     let structure = plan_structure(&Ruleset::both(config), &mirror);
     structure.now.iter().for_each(|step| mirror.follow(step));

@@ -9,7 +9,9 @@ use std::time::Duration;
 use daemon::Readiness;
 use nfnetlink::{Batch, Element, Event, Family, Field, Generation, Monitor, Set, Socket, Table, Value};
 use node_agent::agent::Agent;
+use node_agent::config::Config;
 use node_agent::health::{Health, Moment};
+use node_agent::local::DetectLocal;
 use node_agent::metrics::Metrics;
 use prometheus_client::registry::Registry;
 use service_model::{
@@ -48,11 +50,12 @@ fn spec(endpoints: &[u8]) -> Spec {
 
 /// Runs an agent in a namespace of its own beside the test, which feeds it.
 fn with_agent(test: impl AsyncFnOnce(&Sender<Change>, &Health) + Send) {
-    with_agent_of(Duration::from_secs(30), Duration::ZERO, test);
+    with_agent_of(config(), Duration::from_secs(30), Duration::ZERO, test);
 }
 
-/// As [`with_agent`], with its sync period and the least time between syncs.
+/// As [`with_agent`], with its configuration, its sync period and the least time between syncs.
 fn with_agent_of(
+    config: Config,
     sync_period: Duration,
     min_sync_period: Duration,
     test: impl AsyncFnOnce(&Sender<Change>, &Health) + Send,
@@ -64,7 +67,7 @@ fn with_agent_of(
             let health = Health::new(sync_period);
             let metrics = Metrics::register(&mut Registry::default());
             let token = readiness.task("first sync");
-            let agent = Agent::new(config(), min_sync_period, health.clone(), metrics, token).unwrap();
+            let agent = Agent::new(config, min_sync_period, health.clone(), metrics, token).unwrap();
             let ((tx, rx), cancel) = (channel(16), CancellationToken::new());
             let running = tokio::spawn(agent.run(rx, cancel.clone()));
             test(&tx, &health).await;
@@ -107,6 +110,24 @@ fn nothing_is_touched_before_every_kind_is_listed() {
         assert!(!health.is_live(Moment::now()));
         send(tx, [Change::ListEnded(Kind::Node)]).await;
         until("programmed", PATIENCE, || listed("10.96.0.1 . tcp . 80")).await;
+        until("healthy", PATIENCE, || health.is_live(Moment::now())).await;
+    });
+}
+
+#[test]
+fn nothing_is_touched_before_the_node_has_the_pod_cidrs_by_which_pods_are_known() {
+    let config = Config { detect_local: DetectLocal::NodeCidr, ..config() };
+    with_agent_of(config, Duration::from_secs(30), Duration::ZERO, async |tx, health| {
+        list(tx, &spec(&[1])).await;
+        until("the agent has taken all changes", PATIENCE, || tx.capacity() == tx.max_capacity()).await;
+        assert_eq!(nft(&["list", "ruleset"]), "");
+        assert!(!health.is_live(Moment::now()));
+        for cidr in ["10.244.1.0/24", "10.244.2.0/24"] {
+            let mut node = Node::new("here".into());
+            node.pod_cidrs = vec![cidr.parse().unwrap()];
+            send(tx, [Change::Apply(Object::Node(node))]).await;
+            until("followed", PATIENCE, || listed(&format!("ip saddr != {cidr}"))).await;
+        }
         until("healthy", PATIENCE, || health.is_live(Moment::now())).await;
     });
 }
@@ -231,7 +252,7 @@ fn a_storm_of_lists_that_say_nothing_new_writes_nothing() {
 
 #[test]
 fn what_is_due_before_the_next_sync_may_be_is_waited_for_without_spinning() {
-    with_agent_of(Duration::from_secs(30), Duration::from_secs(3), async |tx, _| {
+    with_agent_of(config(), Duration::from_secs(30), Duration::from_secs(3), async |tx, _| {
         list(tx, &spec(&[1, 2])).await;
         until("two endpoints", PATIENCE, || listed("10.244.1.2 . 8080")).await;
         send(tx, spec(&[1]).changes()).await;
@@ -254,7 +275,7 @@ fn what_is_due_before_the_next_sync_may_be_is_waited_for_without_spinning() {
 
 #[test]
 fn rules_that_cannot_be_put_right_make_the_node_unhealthy() {
-    with_agent_of(Duration::from_millis(50), Duration::ZERO, async |tx, health| {
+    with_agent_of(config(), Duration::from_millis(50), Duration::ZERO, async |tx, health| {
         list(tx, &spec(&[1])).await;
         until("healthy", PATIENCE, || health.is_live(Moment::now())).await;
         let mut thief = Socket::open().unwrap();

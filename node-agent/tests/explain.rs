@@ -42,7 +42,7 @@ fn program() {
 
 fn explain(source: &str, to: &str) -> Answer {
     let reading = Reading::of(&mut Kernel::open().unwrap()).unwrap();
-    let question = Question { source: source.parse().unwrap(), to: to.parse().unwrap() };
+    let question = Question { source: source.parse().unwrap(), to: to.parse().unwrap(), interface: None };
     let host = host::addresses();
     let packet = question.packet(&reading.mirror, &host).unwrap();
     Answer::of(&reading, &host, packet)

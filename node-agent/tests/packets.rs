@@ -72,7 +72,7 @@ proptest! {
         let ruleset = Ruleset::new(IpFamily::V4, &config());
         let (mirror, host) = (agent.fake.observe(), BTreeSet::from([NODE]));
         let go = |source, destination, port| {
-            fates(&ruleset, &mirror, &host, Packet { source, destination, protocol: Protocol::Tcp, port })
+            fates(&ruleset, &mirror, &host, Packet { source, destination, protocol: Protocol::Tcp, port, interface: None })
         };
         for spec in specs.values() {
             let endpoint = targets(spec, |_| true).first().map(|target| target.ip);

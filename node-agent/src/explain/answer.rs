@@ -76,9 +76,18 @@ impl Answer {
                 "there is no {family} table {TABLE}: nothing is programmed in this network namespace"
             ));
         }
+        let by_interface = |hop: &Hop<'_>| hop.rule.matches.iter().any(words::is_about_interfaces);
+        let sent = host.contains(&packet.source);
+        if !sent && packet.interface.is_none() && trace.hops.iter().any(by_interface) {
+            warnings.push(format!(
+                "pods are known by the interface that their packets come in by: this answer is for one that is no \
+                 pod's. Say by which {} comes in: --interface NAME",
+                packet.source
+            ));
+        }
         Self {
             source: packet.source,
-            sent_by_this_host: host.contains(&packet.source),
+            sent_by_this_host: sent,
             destination: packet.destination,
             port: packet.port,
             protocol: packet.protocol.to_string(),

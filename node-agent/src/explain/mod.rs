@@ -26,7 +26,7 @@ use crate::nft::reading::Reading;
 /// A question that cannot be answered on this host, or a kernel that cannot be read.
 #[expect(clippy::print_stdout, reason = "the answer of a command line verb")]
 pub fn print(args: &ExplainArgs) -> anyhow::Result<()> {
-    let question = Question { source: args.source, to: args.destination };
+    let question = Question { source: args.source, to: args.destination, interface: args.interface };
     let reading = Kernel::open().and_then(|mut kernel| Reading::of(&mut kernel));
     let reading = reading.context("reading our tables needs CAP_NET_ADMIN")?;
     let host = host::addresses();

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use service_model::{IpFamily, Protocol};
 
+use crate::local::InterfaceName;
 use crate::nft::evaluate::Packet;
 use crate::nft::mirror::Mirror;
 
@@ -13,6 +14,8 @@ use crate::nft::mirror::Mirror;
 pub struct Question {
     pub source: Place,
     pub to: Destination,
+    /// By which the packet comes in, if it matters.
+    pub interface: Option<InterfaceName>,
 }
 
 /// An end of a connection.
@@ -80,7 +83,9 @@ impl Question {
         if IpFamily::of(source) != IpFamily::of(destination) {
             return Err(ParseQuestionError::Families(source, destination));
         }
-        Ok(Packet { source, destination, protocol, port })
+        // What this host sends comes in by none.
+        let interface = self.interface.filter(|_| !host.contains(&source));
+        Ok(Packet { source, destination, protocol, port, interface })
     }
 }
 
@@ -184,7 +189,8 @@ mod tests {
         let mut mirror = Mirror::default();
         mirror.node_addresses.insert(ip("172.30.0.12"));
         let packet = |source: &str, to: &str| {
-            let question = Question { source: source.parse().unwrap(), to: to.parse().unwrap() };
+            let question =
+                Question { source: source.parse().unwrap(), to: to.parse().unwrap(), interface: None };
             question.packet(&mirror, &host).map(|p| (p.source, p.destination))
         };
         assert_eq!(packet("node", "10.96.0.1:80"), Ok((ip("172.30.0.11"), ip("10.96.0.1"))));

@@ -2,13 +2,14 @@
 
 use service_model::IpFamily;
 
+use crate::local::{InterfaceName, Interfaces};
 use crate::nft::evaluate::Packet;
 use crate::nft::layout::{Frontend, Group, Pool, Shape};
 use crate::nft::ruleset::{Action, Match};
 
 /// Why the match holds for the packet, or why it does not.
 pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
-    let Packet { source, destination, .. } = packet;
+    let Packet { source, destination, interface, .. } = packet;
     let not = if holds { "" } else { "not " };
     match matched {
         Match::New => "it begins a connection".to_owned(),
@@ -17,6 +18,8 @@ pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
         Match::ToThisHost => format!("{destination} is {not}an address of this host other than loopback"),
         Match::From(network) => inside(source, network, holds),
         Match::NotFrom(network) => inside(source, network, !holds),
+        Match::FromInterface(interfaces) => came_in_by(interface, interfaces, holds),
+        Match::NotFromInterface(interfaces) => came_in_by(interface, interfaces, !holds),
         Match::FromThisHost => format!("{source} is {not}an address of this host"),
         Match::Marked => format!("masquerading was {not}asked for"),
         Match::Hairpin => format!("the endpoint is {not}the client itself"),
@@ -27,7 +30,11 @@ pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
 /// decides about policy; the other matches only tell Services apart.
 pub(super) fn is_policy(matched: &Match) -> bool {
     match matched {
-        Match::From(_) | Match::NotFrom(_) | Match::FromThisHost => true,
+        Match::From(_)
+        | Match::NotFrom(_)
+        | Match::FromInterface(_)
+        | Match::NotFromInterface(_)
+        | Match::FromThisHost => true,
         Match::New
         | Match::To(..)
         | Match::ToNodeAddress
@@ -35,6 +42,10 @@ pub(super) fn is_policy(matched: &Match) -> bool {
         | Match::Marked
         | Match::Hairpin => false,
     }
+}
+
+pub(super) fn is_about_interfaces(matched: &Match) -> bool {
+    matches!(matched, Match::FromInterface(_) | Match::NotFromInterface(_))
 }
 
 /// What a rule does that applies.
@@ -98,6 +109,14 @@ fn membership(frontend: Frontend, group: Group, holds: bool) -> String {
                 _ => format!("{frontend} {has} {least} to {most} endpoints{here}"),
             }
         }
+    }
+}
+
+fn came_in_by(interface: Option<InterfaceName>, interfaces: &Interfaces, is: bool) -> String {
+    match interface {
+        None => format!("it came in by no interface such as {interfaces}"),
+        Some(name) if is => format!("it came in by {name}, as pods' packets do ({interfaces})"),
+        Some(name) => format!("it came in by {name}, not by {interfaces}"),
     }
 }
 

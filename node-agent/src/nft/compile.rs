@@ -11,6 +11,7 @@ use super::affinity_rules;
 use super::layout::{Frontend, MASQUERADE_MARK, MAX_TARGETS, SetName, Shape, TABLE, Target};
 use super::ruleset::{Action, ChainName, HookPoint, Match, Rule as OurRule};
 use super::step::Hairpin;
+use crate::local::Interfaces;
 
 /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h)
 const DESTINATION_TRANSLATED: u32 = 0x20;
@@ -219,6 +220,8 @@ fn expressions_of_match(of: IpFamily, matched: &Match, exprs: &mut Vec<Expr>) {
             exprs.push(Expr::saddr(fam, Reg::R1));
             compare_network(*network, CmpOp::NotEqual, exprs);
         }
+        Match::FromInterface(interfaces) => compare_interface(*interfaces, CmpOp::Equal, exprs),
+        Match::NotFromInterface(interfaces) => compare_interface(*interfaces, CmpOp::NotEqual, exprs),
         Match::FromThisHost => exprs.extend(Expr::saddr_is_local()),
         Match::Marked => {
             exprs.push(Expr::mark(Reg::R1));
@@ -236,6 +239,17 @@ fn expressions_of_match(of: IpFamily, matched: &Match, exprs: &mut Vec<Expr>) {
             exprs.push(Expr::in_set(&SetName::Hairpin.to_string(), Reg::R1));
         }
     }
+}
+
+/// The whole name with its padding, or just the bytes of its beginning: so `nft` writes and lists
+/// `iifname "veth*"`. What this host sends has the empty name.
+fn compare_interface(interfaces: Interfaces, op: CmpOp, exprs: &mut Vec<Expr>) {
+    exprs.push(Expr::iifname(Reg::R1));
+    let value = match &interfaces {
+        Interfaces::Named(name) => Value::from_bytes(name.padded()),
+        Interfaces::Beginning(prefix) => Value::from_bytes(prefix.as_bytes()),
+    };
+    exprs.push(Cmp { sreg: Reg::R1, op, value: value.expect("at most 16 bytes") }.into());
 }
 
 /// Masks the address in the first register and compares it.

@@ -2,7 +2,7 @@
 //!
 //! Which rules there are depends on the configuration that wrote them, and whoever asks may not
 //! know it. So what the kernel lists is looked up in a dictionary of all that this version can
-//! write; only what holds a free parameter (a network) is parsed.
+//! write; only what holds a free parameter (a network, an interface) is parsed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,8 @@ use service_model::IpFamily;
 use super::affinity::AffinityKey;
 use super::ruleset::{Action, Chain, ChainName, Match, Rule, Ruleset};
 use super::{affinity_rules, compile};
-use crate::config::{ClusterCidrs, Config, NodePortAddresses};
+use crate::config::{ClusterCidrs, Config, NodeFacts, NodePortAddresses};
+use crate::local::{DetectLocal, InterfaceName, Interfaces};
 
 /// What this version can write in one family.
 #[derive(Debug)]
@@ -99,7 +100,7 @@ impl Dictionary {
             self.matches.iter().map(|(compiled, matched)| (compiled.len(), matched.clone(), compiled));
         let known = known.filter(|(_, _, compiled)| exprs.starts_with(compiled));
         let known = known.map(|(length, matched, _)| (length, matched));
-        known.chain(self.network(exprs)).find_map(|(length, matched)| {
+        known.chain(self.network(exprs)).chain(self.interface(exprs)).find_map(|(length, matched)| {
             let mut rule = self.rule(exprs.get(length..)?)?;
             rule.matches.insert(0, matched);
             Some(rule)
@@ -127,6 +128,21 @@ impl Dictionary {
         // What else the expressions say, such as which field they load, must agree as well.
         exprs.starts_with(&compile::matched(self.family, &matched)).then_some((length, matched))
     }
+
+    /// A match of the interface that the packet came in by, and how many expressions it takes.
+    fn interface(&self, exprs: &[Expr]) -> Option<(usize, Match)> {
+        let [Expr::Meta(_), Expr::Cmp(cmp), ..] = exprs else { return None };
+        let bytes = cmp.value.bytes();
+        let name: InterfaceName = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0').parse().ok()?;
+        let whole = bytes.len() == InterfaceName::SIZE;
+        let interfaces = if whole { Interfaces::Named(name) } else { Interfaces::Beginning(name) };
+        let matched = match cmp.op {
+            CmpOp::Equal => Match::FromInterface(interfaces),
+            CmpOp::NotEqual => Match::NotFromInterface(interfaces),
+            _ => return None,
+        };
+        exprs.starts_with(&compile::matched(self.family, &matched)).then_some((2, matched))
+    }
 }
 
 /// Between them they have every match and action that rules are made of, apart from parameters.
@@ -137,9 +153,10 @@ fn every_kind_of_config() -> Vec<Config> {
         for masquerade_all in [false, true] {
             configs.push(Config {
                 node_name: "any".into(),
-                cluster_cidrs: cidrs,
+                detect_local: DetectLocal::ClusterCidr(cidrs),
                 masquerade_all,
                 nodeport_addresses: nodeport_addresses.clone(),
+                node: NodeFacts::default(),
             });
         }
     }
@@ -160,12 +177,21 @@ mod tests {
     #[test]
     fn every_ruleset_reads_back_as_itself() {
         let cidrs = ["", "10.0.0.0/8", "192.0.2.7/32,fd00::/48", "0.0.0.0/0,2001:db8::1/128"];
+        let cidrs = cidrs.map(|cidrs| DetectLocal::ClusterCidr(cidrs.parse().unwrap()));
+        let name = |name: &str| name.parse().unwrap();
+        let interfaces = [
+            DetectLocal::BridgeInterface(name("cni0")),
+            DetectLocal::BridgeInterface(name("fifteen-bytes-1")),
+            DetectLocal::InterfaceNamePrefix(name("veth")),
+            DetectLocal::InterfaceNamePrefix(name("fifteen-bytes-1")),
+        ];
+        let modes: Vec<DetectLocal> = cidrs.into_iter().chain(interfaces).collect();
         for family in FAMILIES {
             let dictionary = Dictionary::new(family);
-            for (cidrs, mut config) in
-                cidrs.iter().flat_map(|c| every_kind_of_config().into_iter().map(move |k| (c, k)))
+            for (mode, mut config) in
+                modes.iter().flat_map(|m| every_kind_of_config().into_iter().map(move |k| (m, k)))
             {
-                config.cluster_cidrs = cidrs.parse().unwrap();
+                config.detect_local = *mode;
                 let ruleset = Ruleset::new(family, &config);
                 let compiled = |chain: &Chain| -> Vec<nfnetlink::Rule> {
                     chain.rules.iter().map(|rule| compile::rule(family, chain.name, rule)).collect()

@@ -13,6 +13,7 @@ use super::layout::{Frontend, Group, Pool, Shape, Target};
 use super::mirror::{FrontendState, Mirror};
 use super::ruleset::{Action, ChainName, Match, Rule, Ruleset};
 use super::step::Hairpin;
+use crate::local::InterfaceName;
 
 /// The first packet of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Packet {
     pub destination: IpAddr,
     pub protocol: Protocol,
     pub port: u16,
+    /// By which it came in; `None` if this host sent it.
+    pub interface: Option<InterfaceName>,
 }
 
 /// What becomes of it.
@@ -229,7 +232,7 @@ impl<'a> Walk<'a> {
     }
 
     fn holds(&self, matched: &Match, at: &Traveller) -> bool {
-        let Packet { source, destination, protocol, port } = at.packet;
+        let Packet { source, destination, protocol, port, interface } = at.packet;
         match matched {
             Match::New => true,
             Match::To(shape, group) => {
@@ -239,6 +242,8 @@ impl<'a> Walk<'a> {
             Match::ToThisHost => self.is_ours(destination) && !destination.is_loopback(),
             Match::From(network) => network.contains(&source),
             Match::NotFrom(network) => !network.contains(&source),
+            Match::FromInterface(interfaces) => interfaces.contain(interface),
+            Match::NotFromInterface(interfaces) => !interfaces.contain(interface),
             Match::FromThisHost => self.sent,
             Match::Marked => at.marked,
             Match::Hairpin => {
@@ -295,7 +300,8 @@ pub fn holes(state: &Mirror) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, NodePortAddresses};
+    use crate::config::{Config, NodeFacts, NodePortAddresses};
+    use crate::local::DetectLocal;
     use crate::nft::layout::{Pool, SizeClass};
     use crate::nft::step::Element;
 
@@ -303,9 +309,10 @@ mod tests {
     fn a_trace_names_each_rule_that_was_asked_and_why_it_did_not_apply() {
         let config = Config {
             node_name: "here".into(),
-            cluster_cidrs: "10.244.0.0/16".parse().unwrap(),
+            detect_local: DetectLocal::ClusterCidr("10.244.0.0/16".parse().unwrap()),
             masquerade_all: false,
             nodeport_addresses: NodePortAddresses::Primary,
+            node: NodeFacts::default(),
         };
         let ruleset = Ruleset::new(IpFamily::V4, &config);
         let ip = |ip: &str| -> IpAddr { ip.parse().unwrap() };
@@ -324,6 +331,7 @@ mod tests {
                 destination: ip("10.96.0.1"),
                 protocol: Protocol::Tcp,
                 port: 80,
+                interface: None,
             };
             trace(&ruleset, &mirror, &host, packet)
         };

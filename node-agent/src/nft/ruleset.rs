@@ -19,6 +19,7 @@ use service_model::IpFamily;
 
 use super::layout::{FAMILIES, Group, Pool, Shape, SizeClass};
 use crate::config::Config;
+use crate::local::{Interfaces, Pods};
 
 /// The rules of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +89,9 @@ pub enum Match {
     ToThisHost,
     From(IpNet),
     NotFrom(IpNet),
+    /// It came in by one of them.
+    FromInterface(Interfaces),
+    NotFromInterface(Interfaces),
     /// The source is an address of this host.
     FromThisHost,
     Marked,
@@ -197,8 +201,8 @@ fn services(shape: Shape, family: IpFamily, config: &Config) -> Vec<Rule> {
             });
             if config.masquerade_all {
                 rules.push(Rule::always(Action::Mark));
-            } else if let Some(cidr) = config.cluster_cidr(family) {
-                rules.push(Rule { matches: vec![Match::NotFrom(cidr)], action: Action::Mark });
+            } else if let Some(pods) = config.pods(family) {
+                rules.push(Rule { matches: vec![Match::not_from_pods(pods)], action: Action::Mark });
             }
         }
         Shape::NodePort => rules.push(Rule::always(Action::Mark)),
@@ -216,8 +220,8 @@ fn external(shape: Shape) -> Vec<Rule> {
 fn external_local(shape: Shape, family: IpFamily, config: &Config) -> Vec<Rule> {
     let cluster = Action::Goto(ChainName::Spread(shape, Pool::Cluster));
     let mut rules = Vec::new();
-    if let Some(cidr) = config.cluster_cidr(family) {
-        rules.push(Rule { matches: vec![Match::From(cidr)], action: cluster });
+    if let Some(pods) = config.pods(family) {
+        rules.push(Rule { matches: vec![Match::from_pods(pods)], action: cluster });
     }
     rules.push(Rule { matches: vec![Match::FromThisHost], action: Action::Mark });
     rules.push(Rule { matches: vec![Match::FromThisHost], action: cluster });
@@ -262,6 +266,22 @@ fn verdicts(family: IpFamily, config: &Config, shapes: &[Shape]) -> Vec<Rule> {
 impl Chain {
     fn new(name: ChainName, rules: Vec<Rule>) -> Self {
         Self { name, rules }
+    }
+}
+
+impl Match {
+    fn from_pods(pods: Pods) -> Self {
+        match pods {
+            Pods::Within(network) => Match::From(network),
+            Pods::Behind(interfaces) => Match::FromInterface(interfaces),
+        }
+    }
+
+    fn not_from_pods(pods: Pods) -> Self {
+        match pods {
+            Pods::Within(network) => Match::NotFrom(network),
+            Pods::Behind(interfaces) => Match::NotFromInterface(interfaces),
+        }
     }
 }
 

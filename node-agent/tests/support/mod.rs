@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use node_agent::config::{Config, NodePortAddresses};
+use node_agent::config::{Config, NodeFacts, NodePortAddresses};
+use node_agent::local::DetectLocal;
 use node_agent::nft::affinity::{AffinityChain, AffinityKey};
 use node_agent::nft::desired::DesiredService;
 use node_agent::nft::fake::Fake;
@@ -32,9 +33,10 @@ pub const PLACE: Place<'static> = Place { node: "here", zone: None };
 pub fn config() -> Config {
     Config {
         node_name: "here".into(),
-        cluster_cidrs: "10.244.0.0/16,fd00:10:244::/56".parse().unwrap(),
+        detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
         masquerade_all: false,
         nodeport_addresses: NodePortAddresses::Primary,
+        node: NodeFacts::default(),
     }
 }
 

@@ -111,6 +111,7 @@ fn assert_foretold(ground: &Ground, crowd: &Crowd, at: &BTreeMap<IpAddr, String>
                 destination: frontend.ip(),
                 protocol: Protocol::Tcp,
                 port: frontend.port(),
+                interface: None,
             };
             let fates = fates_of_kept(&ruleset, &mirror, &host, packet, &held[client]);
             let ips = fates.iter().map(|fate| match fate {

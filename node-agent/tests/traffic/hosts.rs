@@ -107,6 +107,24 @@ impl Host {
         }
     }
 
+    pub(crate) fn add_address(&self, address: IpAddr, device: &str) {
+        ip(&format!("-n {} addr add {address} dev {device}", self.namespace));
+    }
+
+    /// Puts the host's end of the peer's link behind a new bridge.
+    pub(crate) fn bridge(&self, bridge: &str, peer: &Host) {
+        let (here, name) = (&self.namespace, peer.name);
+        ip(&format!("-n {here} link add {bridge} type bridge"));
+        ip(&format!("-n {here} link set {bridge} up"));
+        ip(&format!("-n {here} addr add {}/32 dev {bridge}", self.v4));
+        ip(&format!("-n {here} addr add {}/128 dev {bridge} nodad", self.v6));
+        for theirs in [IpAddr::from(peer.v4), IpAddr::from(peer.v6)] {
+            ip(&format!("-n {here} route del {theirs} dev {name}"));
+            ip(&format!("-n {here} route add {theirs} dev {bridge}"));
+        }
+        ip(&format!("-n {here} link set {name} master {bridge}"));
+    }
+
     /// Runs a function in the host's namespace. Sockets that it opens stay there.
     pub(crate) fn run<R: Send>(&self, function: impl FnOnce() -> R + Send) -> R {
         let namespace = File::open(format!("/run/netns/{}", self.namespace)).unwrap();

@@ -4,6 +4,7 @@
 mod affinity;
 mod full_table;
 mod hosts;
+mod local;
 mod talk;
 mod worlds;
 
@@ -12,7 +13,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use hosts::{Ground, Host};
+use node_agent::config::Config;
 use node_agent::engine::Engine;
+use node_agent::local::InterfaceName;
 use node_agent::nft::evaluate::{Fate, Packet, fates};
 use node_agent::nft::kernel::Kernel;
 use node_agent::nft::ruleset::Ruleset;
@@ -25,7 +28,11 @@ const TRIES: usize = 40;
 
 /// Programs a fresh node with one Service.
 fn program(ground: &Ground, shop: &Shop<'_>) -> Engine {
-    let mut engine = ground.node.run(|| Engine::new(config()).unwrap());
+    program_as(ground, shop, config())
+}
+
+fn program_as(ground: &Ground, shop: &Shop<'_>, config: Config) -> Engine {
+    let mut engine = ground.node.run(|| Engine::new(config).unwrap());
     reprogram(ground, &mut engine, shop);
     engine
 }
@@ -46,12 +53,25 @@ fn to(ip: impl Into<IpAddr>, port: u16) -> SocketAddr {
 /// What the evaluator says of the kernel's present state: which pods are reached, and whether
 /// all, none or some of the connections are masqueraded.
 fn foretold(ground: &Ground, client: &Host, protocol: Protocol, to: SocketAddr) -> BTreeSet<Fate> {
-    let rulesets = Ruleset::both(&config());
+    let interface = (client.name != "node").then(|| client.name.parse().unwrap());
+    foretold_by(ground, &config(), client, interface, protocol, to)
+}
+
+fn foretold_by(
+    ground: &Ground,
+    config: &Config,
+    client: &Host,
+    interface: Option<InterfaceName>,
+    protocol: Protocol,
+    to: SocketAddr,
+) -> BTreeSet<Fate> {
+    let rulesets = Ruleset::both(config);
     let mirror = ground.node.run(|| Kernel::open().unwrap().observe(&rulesets).unwrap());
     let ruleset = rulesets.iter().find(|r| r.family == IpFamily::of(to.ip())).unwrap();
     let source = client.address(to.ip());
     let host = [ground.node.v4.into(), ground.node.v6.into()].into();
-    fates(ruleset, &mirror, &host, Packet { source, destination: to.ip(), protocol, port: to.port() })
+    let packet = Packet { source, destination: to.ip(), protocol, port: to.port(), interface };
+    fates(ruleset, &mirror, &host, packet)
 }
 
 /// Which pods answer, and as whom they see the client: as the evaluator foretells.

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use node_agent::config::{Config, NodePortAddresses};
+use node_agent::config::{Config, NodeFacts, NodePortAddresses};
+use node_agent::local::DetectLocal;
 use service_model::{
     Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Node, NodeAddress, NodeAddressKind,
     Object, ObjectName, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
@@ -40,9 +41,10 @@ impl Default for Shop<'_> {
 pub(crate) fn config() -> Config {
     Config {
         node_name: "node".into(),
-        cluster_cidrs: "10.244.0.0/16,fd00:10:244::/56".parse().unwrap(),
+        detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
         masquerade_all: false,
         nodeport_addresses: NodePortAddresses::Primary,
+        node: NodeFacts::default(),
     }
 }
 

@@ -1,0 +1,93 @@
+//! What the rules take from the Node object and the host, over the real kernel: changes apply in
+//! place.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::time::Instant;
+
+use node_agent::config::Config;
+use node_agent::engine::Engine;
+use node_agent::local::DetectLocal;
+use service_model::{Change, Node, Object};
+use support::kernel::{in_namespace, nft};
+use support::*;
+
+/// A Service, and the Node with these podCIDRs.
+fn world(agent: &mut Agent, pod_cidrs: &[&str]) {
+    let mut node = Node::new("here".into());
+    node.pod_cidrs = pod_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+    agent.world.apply(Change::Apply(Object::Node(node)));
+}
+
+fn sync(engine: &mut Engine, agent: &mut Agent) -> usize {
+    let dirty = agent.world.take_dirty();
+    if !dirty.nodes.is_empty() {
+        engine.mark_node();
+    }
+    engine.mark(dirty.services);
+    engine.sync(&agent.world, Instant::now()).unwrap().steps
+}
+
+fn agent_with_a_service() -> Agent {
+    let mut agent = Agent::new();
+    let endpoints = vec![(1, true), (2, false)];
+    let spec = Spec {
+        number: 1,
+        external: Some(0),
+        node_port: Some(0),
+        local_policy: true,
+        endpoints,
+        ..Spec::default()
+    };
+    agent.happen(&Happening::Apply(spec));
+    agent
+}
+
+fn chain(family: &str, name: &str) -> String {
+    nft(&["list", "chain", family, "fairlead", name])
+}
+
+#[test]
+fn interfaces_are_listed_as_nft_writes_them() {
+    in_namespace(|| {
+        for (detect_local, listed) in [
+            (DetectLocal::InterfaceNamePrefix("veth".parse().unwrap()), "\"veth*\""),
+            (DetectLocal::InterfaceNamePrefix("fifteen-bytes-1".parse().unwrap()), "\"fifteen-bytes-1*\""),
+            (DetectLocal::BridgeInterface("cni0".parse().unwrap()), "\"cni0\""),
+        ] {
+            let config = Config { detect_local, ..config() };
+            let mut agent = agent_with_a_service();
+            sync(&mut Engine::new(config.clone()).unwrap(), &mut agent);
+            for family in ["ip", "ip6"] {
+                let (services, local) = (chain(family, "services"), chain(family, "ext-local"));
+                assert!(services.contains(&format!("iifname != {listed} meta mark set")), "{services}");
+                assert!(local.contains(&format!("iifname {listed} goto spread")), "{local}");
+            }
+            agent.world.mark_all_services();
+            let again = sync(&mut Engine::new(config).unwrap(), &mut agent);
+            assert_eq!(again, 0, "a restart reads the rules back as they are");
+        }
+    });
+}
+
+#[test]
+fn a_changed_pod_cidr_is_taken_in_place() {
+    in_namespace(|| {
+        let mut agent = agent_with_a_service();
+        let mut engine = Engine::new(Config { detect_local: DetectLocal::NodeCidr, ..config() }).unwrap();
+        world(&mut agent, &["10.244.1.0/24"]);
+        sync(&mut engine, &mut agent);
+        assert!(chain("ip", "services").contains("ip saddr != 10.244.1.0/24 meta mark set"));
+        assert!(!chain("ip6", "services").contains("meta mark set"), "{}", chain("ip6", "services"));
+
+        world(&mut agent, &["fd00:10:244:1::/64", "10.244.7.0/24"]);
+        assert_eq!(sync(&mut engine, &mut agent), 6, "three chains a family, and no element");
+        assert!(chain("ip", "services").contains("ip saddr != 10.244.7.0/24 meta mark set"));
+        assert!(chain("ip", "ext-local").contains("ip saddr 10.244.7.0/24 goto spread"));
+        assert!(chain("ip6", "services").contains("ip6 saddr != fd00:10:244:1::/64 meta mark set"));
+
+        world(&mut agent, &[]);
+        assert_eq!(sync(&mut engine, &mut agent), 0, "those that were known go on");
+    });
+}
