@@ -45,8 +45,9 @@ pub fn log(steps: &[Step]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nft::affinity::{AffinityChain, AffinityKey};
     use crate::nft::layout::{Frontend, Pool, Target};
-    use service_model::Protocol;
+    use service_model::{IpFamily, Protocol};
     use std::net::{IpAddr, Ipv4Addr};
 
     fn steps(services: u32) -> Vec<Step> {
@@ -69,6 +70,21 @@ mod tests {
         steps.push(Step::Delete(element));
         assert_eq!(batches(&steps).len(), 1);
         assert_eq!(batches(&steps[..100]).len(), 1);
+    }
+
+    #[test]
+    fn a_chain_is_there_before_anything_leads_to_it() {
+        let chain = AffinityKey { family: IpFamily::V4, pool: Pool::Cluster, name: "ns/name//tcp".into() };
+        let frontend = Frontend::NodePort { family: IpFamily::V4, protocol: Protocol::Tcp, port: 1 };
+        let lead = Element::Affinity { frontend, pool: Pool::Cluster, chain: chain.clone() };
+        let mut steps = steps(60_000);
+        steps.push(Step::Add(lead.clone()));
+        steps.push(Step::WriteAffinity(chain, Box::new(AffinityChain::empty())));
+        let order: Vec<Step> = batches(&steps).iter().flat_map(|batch| batch.iter().cloned()).collect();
+        let at = |wanted: fn(&Step) -> bool| order.iter().position(wanted);
+        let leads = at(|step| matches!(step, Step::Add(Element::Affinity { .. })));
+        assert!(at(|step| matches!(step, Step::WriteAffinity(..))) < leads);
+        assert!(leads < at(|step| matches!(step, Step::Add(Element::Served { .. }))));
     }
 
     #[test]

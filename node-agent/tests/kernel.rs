@@ -127,6 +127,29 @@ fn the_hosts_nft_lists_our_rules() {
     });
 }
 
+/// So that whoever keeps the output of `nft list ruleset` can load it.
+#[test]
+fn the_hosts_nft_reads_what_it_listed() {
+    in_namespace(|| {
+        let mut agent = Agent::new();
+        agent.happen(&Happening::Apply(Spec {
+            number: 1,
+            external: Some(1),
+            node_port: Some(1),
+            local_policy: true,
+            affinity: Some(60),
+            endpoints: (1..=20).map(|n| (n, n % 2 == 0)).collect(),
+        }));
+        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        let programmed = || Kernel::open().unwrap().observe(&Ruleset::both(&config())).unwrap().affinities;
+        let (before, written) = (nft(&["list", "ruleset"]), programmed());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("flush ruleset\n{before}")).unwrap();
+        nft(&["-f", &file.path().to_string_lossy()]);
+        assert_eq!(programmed(), written);
+    });
+}
+
 #[test]
 fn a_foreign_flush_is_healed_by_the_next_sync() {
     in_namespace(|| {
@@ -149,7 +172,7 @@ fn a_foreign_flush_is_healed_by_the_next_sync() {
 
 #[test]
 fn what_others_do_to_our_table_is_put_right_in_one_commit() {
-    const CASES: [(&str, &str); 7] = [
+    const CASES: [(&str, &str); 9] = [
         (
             "a chain, and a rule that leads to it",
             "add chain ip fairlead intruder; add rule ip fairlead intruder drop; \
@@ -169,6 +192,16 @@ fn what_others_do_to_our_table_is_put_right_in_one_commit() {
              add rule ip fairlead services ip saddr vmap @loot",
         ),
         ("a table put to sleep", "add table ip fairlead { flags dormant; }"),
+        (
+            "a rule in a chain of session affinity",
+            "insert rule ip fairlead affinity/ns/svc-1/http/tcp ip saddr 192.0.2.1 drop",
+        ),
+        (
+            "a frontend that leads to another chain",
+            "add chain ip fairlead intruder; \
+             delete element ip fairlead affinity { 10.96.0.1 . tcp . 80 }; \
+             add element ip fairlead affinity { 10.96.0.1 . tcp . 80 : jump intruder }",
+        ),
         ("a policy", "add chain ip fairlead filter-input { policy drop; }"),
     ];
     for (what, edit) in CASES {

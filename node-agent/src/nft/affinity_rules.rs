@@ -79,7 +79,8 @@ pub fn parse(key: &AffinityKey, rules: &[Rule]) -> Option<AffinityChain> {
 
 /// Loads `(client . number)` from the first register on.
 fn client(of: IpFamily, number: u32) -> Vec<Expr> {
-    let after = Reg::R1.after(address_bytes(of)).expect("the key takes at most five of sixteen words");
+    let bytes = if of == IpFamily::V4 { 4 } else { 16 };
+    let after = Reg::R1.after(bytes).expect("the key takes at most five of sixteen words");
     vec![Expr::saddr(compile::family(of), Reg::R1), Expr::number(number, after)]
 }
 
@@ -99,17 +100,9 @@ fn keep(of: IpFamily, chain: &AffinityChain, endpoint: &NumberedTarget, exprs: &
         }
         .into(),
     );
-    let port = Reg::R1.after(address_bytes(of)).expect("an address takes at most four of sixteen words");
     exprs.push(Expr::immediate(Reg::R1, Value::new().ip(target.ip)));
-    exprs.push(Expr::immediate(port, Value::new().port(target.port)));
-    exprs.push(Expr::dnat(compile::family(of), Reg::R1, Some(port)));
-}
-
-fn address_bytes(of: IpFamily) -> usize {
-    match of {
-        IpFamily::V4 => 4,
-        IpFamily::V6 => 16,
-    }
+    exprs.push(Expr::immediate(Reg::R2, Value::new().port(target.port)));
+    exprs.push(Expr::dnat(compile::family(of), Reg::R1, Some(Reg::R2)));
 }
 
 #[cfg(test)]
