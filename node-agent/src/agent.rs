@@ -1,7 +1,7 @@
 //! The loop: changes mark Services dirty, one commit a sync. Nothing is decided from an event.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::health::{Health, Moment};
 use crate::health_checks::HealthChecks;
+use crate::host::AddressChanges;
 use crate::local::PodCidrWait;
 use crate::metrics::Metrics;
 
@@ -99,6 +100,8 @@ impl Agent {
     ) -> anyhow::Result<()> {
         let notifications = self.engine.notifications().map(|fd| fd.try_clone_to_owned()).transpose()?;
         let notifications = notifications.map(readable_fd).transpose().context("waiting for nf_tables")?;
+        let addresses = AddressChanges::listen().context("listening to rtnetlink")?;
+        let of_addresses = readable_fd(addresses.as_fd().try_clone_to_owned()?)?;
         let mut recheck = tokio::time::interval(RECHECK);
         recheck.tick().await;
         loop {
@@ -118,6 +121,11 @@ impl Agent {
                     }
                 },
                 ready = readable(notifications.as_ref()) => ready?,
+                ready = readable(Some(&of_addresses)) => {
+                    ready?;
+                    addresses.take();
+                    self.engine.mark_host();
+                }
                 _ = recheck.tick() => self.engine.doubt(),
                 () = sleep_until(due) => {}
             }

@@ -7,9 +7,10 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use daemon::log::LogFormat;
 use kube_watch::Source;
 
-use crate::config::{ClusterCidrs, Config, Listen, NodeFacts, NodePortAddresses, parse_duration};
+use crate::config::{ClusterCidrs, Config, Listen, NodeFacts, parse_duration};
 use crate::explain::{Destination, Place};
 use crate::local::{DetectLocal, InterfaceName, LocalMode};
+use crate::nodeport_addresses::NodePortAddresses;
 
 /// Makes Services reachable from and through this node.
 #[derive(Debug, Parser)]
@@ -113,7 +114,7 @@ pub struct NodeArgs {
     /// Masquerade all traffic to ClusterIPs.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub masquerade_all: bool,
-    /// primary, all, or a list of CIDRs.
+    /// Which addresses answer NodePorts: CIDRs, primary, localhost, all, or several of them.
     #[arg(long, default_value = "primary")]
     pub nodeport_addresses: NodePortAddresses,
 }

@@ -9,6 +9,7 @@ use kube_watch::{Detail, Nodes, WatchConfig};
 use service_model::{IpFamily, Node, NodeName};
 
 use crate::local::DetectLocal;
+use crate::nodeport_addresses::{NodePortAddresses, PrimaryIps};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -28,6 +29,7 @@ pub struct Config {
 pub struct NodeFacts {
     /// The first a family, as for kube-proxy (`getLocalDetectors`, cmd/kube-proxy/app/server_linux.go).
     pub pod_cidrs: ClusterCidrs,
+    pub primary_ips: PrimaryIps,
 }
 
 /// At most one range a family.
@@ -35,18 +37,6 @@ pub struct NodeFacts {
 pub struct ClusterCidrs {
     v4: Option<IpNet>,
     v6: Option<IpNet>,
-}
-
-/// Which of the node's addresses answer NodePorts.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum NodePortAddresses {
-    /// The Node's own address, one a family (kube-proxy's default in nftables mode).
-    #[default]
-    Primary,
-    /// All addresses of the host but loopback.
-    All,
-    /// The host's addresses within these ranges; a family without a range answers on all.
-    Ranges(Vec<IpNet>),
 }
 
 /// Where a server listens, if at all.
@@ -63,8 +53,10 @@ pub enum InvalidFlag {
     SecondCidr(IpFamily),
     #[error("{0:?} is not a duration such as 10ms, 30s or 1m30s")]
     Duration(String),
-    #[error("{0:?} stands alone: give \"primary\", \"all\", or a list of CIDRs")]
-    Mixed(&'static str),
+    #[error("{0:?} is neither a CIDR such as 10.0.0.0/8 nor primary, localhost or all")]
+    NodePorts(String),
+    #[error("{0:?} comes twice")]
+    Twice(String),
 }
 
 impl Config {
@@ -80,8 +72,15 @@ impl NodeFacts {
     #[must_use]
     pub fn after(self, node: Option<&Node>) -> Self {
         let Some(node) = node else { return self };
-        let pod_cidrs = ClusterCidrs::first_of(&node.pod_cidrs);
-        Self { pod_cidrs: if pod_cidrs == ClusterCidrs::default() { self.pod_cidrs } else { pod_cidrs } }
+        let mut facts = self;
+        if !node.pod_cidrs.is_empty() {
+            facts.pod_cidrs = ClusterCidrs::first_of(&node.pod_cidrs);
+        }
+        let primary_ips: PrimaryIps = node.primary_ips().collect();
+        if primary_ips != PrimaryIps::default() {
+            facts.primary_ips = primary_ips;
+        }
+        facts
     }
 }
 
@@ -120,39 +119,6 @@ impl FromStr for ClusterCidrs {
     }
 }
 
-impl NodePortAddresses {
-    /// Whether any address of the host answers, so that no list of addresses is needed.
-    pub fn is_all(&self, family: IpFamily) -> bool {
-        match self {
-            NodePortAddresses::Primary => false,
-            NodePortAddresses::All => true,
-            NodePortAddresses::Ranges(ranges) => {
-                let mut of_family =
-                    ranges.iter().filter(|range| IpFamily::of(range.addr()) == family).peekable();
-                of_family.peek().is_none() || of_family.any(|range| range.prefix_len() == 0)
-            }
-        }
-    }
-
-    /// The addresses that answer, of the Node object's own and those that the host has. Loopback
-    /// never does: it would need `route_localnet` (CVE-2020-8558).
-    pub fn select(&self, primary: impl Iterator<Item = IpAddr>, host: &[IpAddr]) -> Vec<IpAddr> {
-        let mut addresses: Vec<IpAddr> = match self {
-            NodePortAddresses::Primary => primary.collect(),
-            NodePortAddresses::All => Vec::new(),
-            NodePortAddresses::Ranges(ranges) => host
-                .iter()
-                .copied()
-                .filter(|ip| !self.is_all(IpFamily::of(*ip)) && ranges.iter().any(|range| range.contains(ip)))
-                .collect(),
-        };
-        addresses.retain(|ip| !ip.is_loopback());
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses
-    }
-}
-
 impl Listen {
     /// Reads what kube-proxy's flags take: `IP:PORT`, `IP` for the port that is usual, or nothing.
     pub fn parser(usual: u16) -> impl Fn(&str) -> Result<Self, InvalidFlag> + Clone {
@@ -162,24 +128,6 @@ impl Listen {
             _ if text.is_empty() => Ok(Self(None)),
             _ => Err(InvalidFlag::Listen(text.to_owned())),
         }
-    }
-}
-
-impl FromStr for NodePortAddresses {
-    type Err = InvalidFlag;
-
-    fn from_str(text: &str) -> Result<Self, InvalidFlag> {
-        match text.trim() {
-            "" | "primary" => return Ok(NodePortAddresses::Primary),
-            "all" => return Ok(NodePortAddresses::All),
-            _ => {}
-        }
-        for word in ["primary", "all"] {
-            if text.split(',').any(|part| part.trim() == word) {
-                return Err(InvalidFlag::Mixed(word));
-            }
-        }
-        Ok(NodePortAddresses::Ranges(parse_cidrs(text)?))
     }
 }
 
@@ -218,11 +166,15 @@ pub fn parse_duration(text: &str) -> Result<Duration, InvalidFlag> {
 
 fn parse_cidrs(text: &str) -> Result<Vec<IpNet>, InvalidFlag> {
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-    parts
-        .map(|part| {
-            part.parse::<IpNet>().map(|cidr| cidr.trunc()).map_err(|_| InvalidFlag::Cidr(part.to_owned()))
-        })
-        .collect()
+    parts.map(parse_cidr).collect()
+}
+
+/// A network; bits behind its length are cleared.
+///
+/// # Errors
+/// When it is none.
+pub fn parse_cidr(text: &str) -> Result<IpNet, InvalidFlag> {
+    text.parse::<IpNet>().map(|cidr| cidr.trunc()).map_err(|_| InvalidFlag::Cidr(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -286,25 +238,5 @@ mod tests {
         {
             assert_eq!(parse_duration(text).ok(), millis.map(Duration::from_millis), "{text:?}");
         }
-    }
-
-    #[test]
-    fn nodeport_addresses_are_primary_all_or_ranges() {
-        let primary = ["172.30.0.11".parse().unwrap(), "127.0.0.1".parse().unwrap()];
-        let host = ["10.0.0.1", "192.168.1.1", "fd00::1"].map(|ip| ip.parse().unwrap());
-        let cases = [
-            ("primary", [false, false], vec!["172.30.0.11"]),
-            ("", [false, false], vec!["172.30.0.11"]),
-            ("all", [true, true], vec![]),
-            ("10.0.0.0/8", [false, true], vec!["10.0.0.1"]),
-            ("0.0.0.0/0,fd00::/64", [true, false], vec!["fd00::1"]),
-        ];
-        for (text, all, selected) in cases {
-            let addresses: NodePortAddresses = text.parse().unwrap();
-            assert_eq!([IpFamily::V4, IpFamily::V6].map(|f| addresses.is_all(f)), all, "{text:?}");
-            let selected: Vec<IpAddr> = selected.iter().map(|ip| ip.parse().unwrap()).collect();
-            assert_eq!(addresses.select(primary.iter().copied(), &host), selected, "{text:?}");
-        }
-        assert_eq!("all,10.0.0.0/8".parse::<NodePortAddresses>(), Err(InvalidFlag::Mixed("all")));
     }
 }

@@ -11,7 +11,7 @@ use nfnetlink::Error;
 use service_model::{Node, ServiceName, World};
 
 use crate::batches::{batches, log};
-use crate::config::{Config, NodePortAddresses};
+use crate::config::Config;
 use crate::host;
 use crate::metrics::Commit;
 use crate::nft::desired::DesiredService;
@@ -40,6 +40,8 @@ pub struct Engine {
     planner: Planner,
     dirty: BTreeSet<ServiceName>,
     node_changed: bool,
+    /// The host's addresses.
+    host: BTreeSet<IpAddr>,
     /// Elements that no Service claims are looked for.
     sweep: bool,
     /// Who has a second batch, and when it may be committed.
@@ -71,6 +73,7 @@ impl Engine {
             planner: Planner::new(RandomState::new().hash_one("numbers of endpoints")),
             dirty: BTreeSet::new(),
             node_changed: false,
+            host: BTreeSet::new(),
             sweep: false,
             later: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -86,6 +89,13 @@ impl Engine {
     /// The Node changed, hence perhaps its addresses.
     pub fn mark_node(&mut self) {
         self.node_changed = true;
+    }
+
+    /// The host's addresses may have changed.
+    pub fn mark_host(&mut self) {
+        let host = host::addresses();
+        self.node_changed |= host != self.host;
+        self.host = host;
     }
 
     /// Whether a sync would have anything to look at.
@@ -201,7 +211,7 @@ impl Engine {
             .collect();
 
         self.node_changed = false;
-        let mut steps = self.prepare(world);
+        let mut steps = self.prepare();
         let work: BTreeSet<ServiceName> = changed.iter().chain(due.iter().flatten()).cloned().collect();
         let mut plan = self.plan(&work, world);
         if std::mem::take(&mut self.sweep) || due.contains(&None) {
@@ -225,6 +235,7 @@ impl Engine {
 
     /// Reads the kernel, and marks everything.
     fn start_over(&mut self, world: &World) -> anyhow::Result<()> {
+        self.host = host::addresses();
         let mirror = self.kernel.observe(&self.rulesets).context("reading our tables")?;
         self.stranded = Stranded::of(&mirror);
         self.mirror = Some(mirror);
@@ -239,27 +250,15 @@ impl Engine {
 
     /// The steps that no Service asks for: tables, chains and sets, the node's addresses. The
     /// mirror follows at once, since elements are planned for the tables as they will be.
-    fn prepare(&mut self, world: &World) -> Vec<Step> {
-        let wanted = self.node_addresses(world);
+    fn prepare(&mut self) -> Vec<Step> {
+        // While it is not known which addresses answer, those that did go on.
+        let wanted = self.config.answering(&self.host);
         let Some(mirror) = &mut self.mirror else { return Vec::new() };
         let before = mirror.node_addresses.clone();
         let mut steps = plan_structure(&self.rulesets, mirror).now;
         steps.iter().for_each(|step| mirror.follow(step));
         steps.extend(plan_node_addresses(&wanted.unwrap_or(before), mirror).now);
         steps
-    }
-
-    /// The addresses that answer NodePorts. `None` while the Node object is gone or names no
-    /// address: those that answered go on.
-    fn node_addresses(&self, world: &World) -> Option<BTreeSet<IpAddr>> {
-        let node = world.node(&self.config.node_name);
-        let primary: Vec<IpAddr> = node.into_iter().flat_map(Node::primary_ips).collect();
-        let host = match self.config.nodeport_addresses {
-            NodePortAddresses::Primary if primary.is_empty() => return None,
-            NodePortAddresses::Ranges(_) => host::addresses().into_iter().collect(),
-            NodePortAddresses::Primary | NodePortAddresses::All => Vec::new(),
-        };
-        Some(self.config.nodeport_addresses.select(primary.into_iter(), &host).into_iter().collect())
     }
 
     fn plan(&mut self, services: &BTreeSet<ServiceName>, world: &World) -> Plan {
@@ -279,7 +278,7 @@ impl Engine {
     /// One bad Service never blocks the others: all but those that the kernel refuses. What is
     /// surplus waits for the next sync.
     fn commit_apart(&mut self, world: &World, now: Instant) -> anyhow::Result<usize> {
-        let steps = self.prepare(world);
+        let steps = self.prepare();
         let mut done = self.commit(&steps)?;
         let all: Vec<ServiceName> = std::mem::take(&mut self.dirty).into_iter().collect();
         let mut parts = vec![all];

@@ -68,9 +68,9 @@ impl FakeNode {
     fn plan(&mut self, services: &BTreeSet<ServiceName>) -> Plan {
         let mirror = self.fake.observe();
         let node = self.world.node(&self.config.node_name);
-        let addresses = node.into_iter().flat_map(Node::primary_ips);
-        let addresses: BTreeSet<IpAddr> =
-            self.config.nodeport_addresses.select(addresses, &[]).into_iter().collect();
+        self.config.node = self.config.node.after(node);
+        let host: BTreeSet<IpAddr> = self.config.node.primary_ips.iter().collect();
+        let addresses = self.config.answering(&host).unwrap_or_default();
         let place = Place { node: &self.config.node_name, zone: node.and_then(Node::zone) };
         let world = &self.world;
         let desired = |name: &ServiceName| {

@@ -17,6 +17,7 @@ pub mod kube_proxy_flags;
 pub mod local;
 pub mod metrics;
 pub mod nft;
+pub mod nodeport_addresses;
 pub mod run;
 pub mod select;
 pub mod verbs;

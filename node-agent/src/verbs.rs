@@ -34,8 +34,8 @@ fn plans(path: &Path, config: &Config) -> anyhow::Result<[Plan; 3]> {
     let (mut planner, mut mirror) = (Planner::default(), Mirror::default());
     let structure = plan_structure(&Ruleset::both(config), &mirror);
     structure.now.iter().for_each(|step| mirror.follow(step));
-    let primary = world.node(&config.node_name).into_iter().flat_map(Node::primary_ips);
-    let addresses = config.nodeport_addresses.select(primary, &[]).into_iter().collect();
+    // The host's addresses are not in the folder: those that the Node names are taken for its.
+    let addresses = config.answering(&node.primary_ips.iter().collect()).unwrap_or_default();
     let addresses = plan_node_addresses(&addresses, &mirror);
     let names = world.services().map(|s| s.name.clone()).collect();
     let desired =

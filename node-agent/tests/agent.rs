@@ -18,7 +18,7 @@ use service_model::{
     Change, Kind, Node, NodeAddress, NodeAddressKind, Object, Protocol, Service, ServicePort, ServiceType,
     TrafficPolicy,
 };
-use support::kernel::{in_namespace, nft};
+use support::kernel::{in_namespace, ip, nft};
 use support::{Spec, config, name};
 use tokio::sync::mpsc::{Sender, channel};
 use tokio_util::sync::CancellationToken;
@@ -129,6 +129,22 @@ fn nothing_is_touched_before_the_node_has_the_pod_cidrs_by_which_pods_are_known(
             until("followed", PATIENCE, || listed(&format!("ip saddr != {cidr}"))).await;
         }
         until("healthy", PATIENCE, || health.is_live(Moment::now())).await;
+    });
+}
+
+#[test]
+fn an_address_that_the_host_gets_answers_node_ports_and_one_that_it_loses_does_not() {
+    let config = Config { nodeport_addresses: "192.0.2.0/24,2001:db8::/64".parse().unwrap(), ..config() };
+    with_agent_of(config, Duration::from_secs(30), Duration::ZERO, async |tx, _| {
+        list(tx, &spec(&[1])).await;
+        until("programmed", PATIENCE, || listed("10.244.1.1 . 8080")).await;
+        assert!(!listed("192.0.2.7"));
+        ip("addr add 192.0.2.7/32 dev lo");
+        ip("addr add 2001:db8::7/128 dev lo");
+        until("both answer", PATIENCE, || listed("{ 192.0.2.7 }") && listed("{ 2001:db8::7 }")).await;
+        ip("addr del 192.0.2.7/32 dev lo");
+        until("one is gone", PATIENCE, || !listed("192.0.2.7")).await;
+        assert!(listed("{ 2001:db8::7 }"));
     });
 }
 

@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::process::Command;
-
 use node_agent::explain::{Answer, Question, Verdict};
 use node_agent::host;
 use node_agent::nft::kernel::Kernel;
@@ -16,9 +14,6 @@ use support::*;
 
 /// A host 172.30.0.11 with three Services in its kernel.
 fn program() {
-    for args in [["link", "set", "lo", "up"].as_slice(), &["addr", "add", "172.30.0.11/32", "dev", "lo"]] {
-        assert!(Command::new("ip").args(args).status().unwrap().success());
-    }
     let spec = |number, contended: Option<u8>, endpoints: &[(u8, bool)]| Spec {
         number,
         external: contended,

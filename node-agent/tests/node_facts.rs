@@ -9,8 +9,8 @@ use std::time::Instant;
 use node_agent::config::Config;
 use node_agent::engine::Engine;
 use node_agent::local::DetectLocal;
-use service_model::{Change, Node, Object};
-use support::kernel::{in_namespace, nft};
+use service_model::{Change, Node, NodeAddress, NodeAddressKind, Object};
+use support::kernel::{in_namespace, ip, nft};
 use support::*;
 
 /// A Service, and the Node with these podCIDRs.
@@ -89,5 +89,52 @@ fn a_changed_pod_cidr_is_taken_in_place() {
 
         world(&mut agent, &[]);
         assert_eq!(sync(&mut engine, &mut agent), 0, "those that were known go on");
+    });
+}
+
+/// Gives the Node these InternalIPs.
+fn node(agent: &mut Agent, addresses: &[&str]) {
+    let mut node = Node::new("here".into());
+    let internal = |ip: &&str| NodeAddress { kind: NodeAddressKind::Internal, ip: ip.parse().unwrap() };
+    node.addresses = addresses.iter().map(internal).collect();
+    agent.world.apply(Change::Apply(Object::Node(node)));
+}
+
+fn answering(family: &str) -> Vec<String> {
+    let listed = nft(&["list", "set", family, "fairlead", "nodeport-ips"]);
+    let elements = listed.split_once("elements = {").map(|(_, rest)| rest.split('}').next().unwrap_or(""));
+    let mut ips: Vec<String> = elements
+        .unwrap_or("")
+        .split(',')
+        .map(|ip| ip.trim().to_owned())
+        .filter(|ip| !ip.is_empty())
+        .collect();
+    ips.sort_unstable();
+    ips
+}
+
+#[test]
+fn the_nodes_own_addresses_answer_where_the_host_has_them_and_follow_the_node() {
+    in_namespace(|| {
+        ip("addr add 172.30.0.12/32 dev lo");
+        let mut agent = agent_with_a_service();
+        let mut engine = Engine::new(config()).unwrap();
+        node(&mut agent, &["172.30.0.11", "fd00:172:30::11"]);
+        sync(&mut engine, &mut agent);
+        assert_eq!(answering("ip"), ["172.30.0.11"]);
+        assert_eq!(answering("ip6"), [""; 0], "the host does not have it");
+        assert!(!chain("ip6", "nat-prerouting").contains("fib daddr type local"));
+
+        ip("addr add fd00:172:30::11/128 dev lo");
+        engine.mark_host();
+        assert_eq!(sync(&mut engine, &mut agent), 1);
+        assert_eq!(answering("ip6"), ["fd00:172:30::11"]);
+
+        node(&mut agent, &["172.30.0.12"]);
+        sync(&mut engine, &mut agent);
+        assert_eq!(answering("ip"), ["172.30.0.12"]);
+        assert_eq!(answering("ip6"), [""; 0]);
+        let all = chain("ip6", "nat-prerouting");
+        assert!(all.contains("fib daddr type local"), "a family without an address answers on all: {all}");
     });
 }

@@ -14,7 +14,7 @@ use service_model::IpFamily;
 use super::affinity::AffinityKey;
 use super::ruleset::{Action, Chain, ChainName, Match, Rule, Ruleset};
 use super::{affinity_rules, compile};
-use crate::config::{ClusterCidrs, Config, NodeFacts, NodePortAddresses};
+use crate::config::{ClusterCidrs, Config, NodeFacts};
 use crate::local::{DetectLocal, InterfaceName, Interfaces};
 
 /// What this version can write in one family.
@@ -149,13 +149,13 @@ impl Dictionary {
 fn every_kind_of_config() -> Vec<Config> {
     let cidrs: ClusterCidrs = "10.244.0.0/16,fd00:10:244::/56".parse().expect("two networks");
     let mut configs = Vec::new();
-    for nodeport_addresses in [NodePortAddresses::Primary, NodePortAddresses::All] {
+    for nodeport_addresses in ["primary", "all"] {
         for masquerade_all in [false, true] {
             configs.push(Config {
                 node_name: "any".into(),
                 detect_local: DetectLocal::ClusterCidr(cidrs),
                 masquerade_all,
-                nodeport_addresses: nodeport_addresses.clone(),
+                nodeport_addresses: nodeport_addresses.parse().expect("keywords"),
                 node: NodeFacts::default(),
             });
         }

@@ -300,10 +300,11 @@ pub fn holes(state: &Mirror) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, NodeFacts, NodePortAddresses};
+    use crate::config::{Config, NodeFacts};
     use crate::local::DetectLocal;
     use crate::nft::layout::{Pool, SizeClass};
     use crate::nft::step::Element;
+    use crate::nodeport_addresses::NodePortAddresses;
 
     #[test]
     fn a_trace_names_each_rule_that_was_asked_and_why_it_did_not_apply() {
@@ -311,7 +312,7 @@ mod tests {
             node_name: "here".into(),
             detect_local: DetectLocal::ClusterCidr("10.244.0.0/16".parse().unwrap()),
             masquerade_all: false,
-            nodeport_addresses: NodePortAddresses::Primary,
+            nodeport_addresses: NodePortAddresses::default(),
             node: NodeFacts::default(),
         };
         let ruleset = Ruleset::new(IpFamily::V4, &config);

@@ -183,7 +183,7 @@ fn to_served(shape: Shape, group: Group, family: IpFamily, config: &Config) -> V
     let to = Match::To(shape, group);
     match shape {
         Shape::Vip => vec![to],
-        Shape::NodePort if config.nodeport_addresses.is_all(family) => vec![Match::ToThisHost, to],
+        Shape::NodePort if config.answers_everywhere(family) => vec![Match::ToThisHost, to],
         Shape::NodePort => vec![Match::ToNodeAddress, to],
     }
 }

@@ -2,11 +2,14 @@
 
 use std::process::Command;
 
-/// Runs the test on a thread in a fresh network namespace, which ends with it.
+/// Runs the test on a thread in a fresh network namespace, which ends with it. Its host has the
+/// address of the Node that tests speak of.
 pub fn in_namespace(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            ip("link set lo up");
+            ip("addr add 172.30.0.11/32 dev lo");
             test();
         });
         if let Err(panic) = thread.join() {
@@ -22,6 +25,11 @@ pub fn ruleset() -> String {
     let mut parts = listed.split(" offset ");
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |text, part| text + " offset N" + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+pub fn ip(command: &str) {
+    let done = Command::new("ip").args(command.split(' ')).output().expect("iproute2 is installed");
+    assert!(done.status.success(), "ip {command}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 /// The host's `nft`, as a second opinion.

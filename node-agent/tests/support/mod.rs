@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use node_agent::config::{Config, NodeFacts, NodePortAddresses};
+use node_agent::config::{Config, NodeFacts};
 use node_agent::local::DetectLocal;
 use node_agent::nft::affinity::{AffinityChain, AffinityKey};
 use node_agent::nft::desired::DesiredService;
@@ -21,6 +21,7 @@ use node_agent::nft::layout::{Frontend, Pool, Target};
 use node_agent::nft::mirror::Mirror;
 use node_agent::nft::plan::{Plan, Planner, plan_node_addresses, plan_structure};
 use node_agent::nft::ruleset::Ruleset;
+use node_agent::nodeport_addresses::NodePortAddresses;
 use node_agent::select::Place;
 use proptest::prelude::*;
 use service_model::{
@@ -35,7 +36,7 @@ pub fn config() -> Config {
         node_name: "here".into(),
         detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
         masquerade_all: false,
-        nodeport_addresses: NodePortAddresses::Primary,
+        nodeport_addresses: NodePortAddresses::default(),
         node: NodeFacts::default(),
     }
 }

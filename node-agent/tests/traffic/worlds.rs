@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use node_agent::config::{Config, NodeFacts, NodePortAddresses};
+use node_agent::config::{Config, NodeFacts};
 use node_agent::local::DetectLocal;
+use node_agent::nodeport_addresses::NodePortAddresses;
 use service_model::{
     Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Node, NodeAddress, NodeAddressKind,
     Object, ObjectName, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
@@ -43,7 +44,7 @@ pub(crate) fn config() -> Config {
         node_name: "node".into(),
         detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
         masquerade_all: false,
-        nodeport_addresses: NodePortAddresses::Primary,
+        nodeport_addresses: NodePortAddresses::default(),
         node: NodeFacts::default(),
     }
 }
