@@ -36,10 +36,12 @@ fn program() {
 }
 
 fn explain(source: &str, to: &str) -> Answer {
-    let reading = Reading::of(&mut Kernel::open().unwrap()).unwrap();
+    let mut kernel = Kernel::open().unwrap();
+    let mut reading = Reading::of(&mut kernel).unwrap();
     let question = Question { source: source.parse().unwrap(), to: to.parse().unwrap(), interface: None };
     let host = host::addresses();
     let packet = question.packet(&reading.mirror, &host).unwrap();
+    reading.ask_for(&mut kernel, packet).unwrap();
     Answer::of(&reading, &host, packet)
 }
 
@@ -147,6 +149,22 @@ fn each_verdict_comes_with_its_reason() {
         let json = serde_json::to_value(explain("203.0.113.5", "192.0.2.1:80")).unwrap();
         assert_eq!(json["outcomes"][0]["verdict"], "dropped");
         assert_eq!(json["service"], "ns/svc-2:http");
+    });
+}
+
+#[test]
+fn a_client_that_an_endpoint_keeps_goes_there() {
+    in_namespace(|| {
+        program();
+        let mut kernel = Kernel::open().unwrap();
+        let mirror = Reading::of(&mut kernel).unwrap().mirror;
+        let endpoints = mirror.affinities.chains().values().flat_map(|chain| &chain.endpoints);
+        let kept = endpoints.last().unwrap();
+        let element = format!("{{ 203.0.113.5 . {} timeout 1h }}", kept.number);
+        nft(&["add", "element", "ip", "fairlead", "affinity-clients", &element]);
+        let answer = explain("203.0.113.5", "10.96.0.3:80");
+        assert_eq!(answer.outcomes[0].endpoints, [kept.target.to_string()]);
+        assert_eq!(explain("203.0.113.6", "10.96.0.3:80").outcomes[0].endpoints.len(), 2);
     });
 }
 

@@ -120,6 +120,21 @@ impl Socket {
         }
     }
 
+    /// Whether the set or map has an element with this key that has not expired.
+    pub fn has_element(&mut self, table: TableRef<'_>, set: &str, key: &Element<'_>) -> Result<bool> {
+        let filter = |w: &mut Writer| {
+            w.name(NFTA_SET_ELEM_LIST_TABLE, table.name);
+            w.name(NFTA_SET_ELEM_LIST_SET, set);
+            w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| key.encode(w));
+        };
+        let what = format!("an element of {} {} {set}", table.family, table.name);
+        match self.query(&what, NFT_MSG_GETSETELEM, NLM_F_ACK, Some(table.family), filter, |_| {}) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Hands over the elements of a set or map one by one, in the kernel's order.
     /// Elements that this library cannot express (a catch-all) are left out.
     ///

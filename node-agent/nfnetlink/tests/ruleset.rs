@@ -404,6 +404,7 @@ fn what_was_added_can_be_deleted() {
         let second = rules.iter().filter(|listed| listed.item.chain == "lb-2").nth(1).unwrap();
         let [(_, key, ..), ..] = &pairs(Family::Ip)[..] else { unreachable!("there are pairs") };
 
+        assert!(socket.has_element(id, "eps", &Element::key(key.bytes())).unwrap());
         let mut batch = Batch::new();
         batch.delete_rule(id, "lb-2", second.handle);
         batch.flush_chain(id, "forward");
@@ -418,6 +419,8 @@ fn what_was_added_can_be_deleted() {
         assert!(socket.chains(id).unwrap().iter().all(|listed| listed.item.name != "forward"));
         assert!(socket.sets(id).unwrap().iter().all(|listed| listed.item.name != "allowed"));
         assert_eq!(elements(&mut socket, id, "n-2"), []);
+        assert!(!socket.has_element(id, "eps", &Element::key(key.bytes())).unwrap());
+        assert!(socket.has_element(id, "nowhere", &Element::key(key.bytes())).is_ok_and(|has| !has));
         assert_eq!(elements(&mut socket, id, "eps").len(), 1);
 
         let mut batch = Batch::new();

@@ -69,7 +69,7 @@ impl Answer {
     /// What becomes of the packet on a host with these addresses.
     pub fn of(reading: &Reading, host: &BTreeSet<IpAddr>, packet: Packet) -> Self {
         let family = IpFamily::of(packet.destination);
-        let trace = evaluate::trace(reading.ruleset(family), &reading.mirror, host, packet);
+        let trace = evaluate::trace(reading.ruleset(family), &reading.mirror, host, packet, &reading.held);
         let mut warnings = reading.oddities.clone();
         if !reading.mirror.structure(family).exists {
             warnings.push(format!(
@@ -100,7 +100,7 @@ impl Answer {
 }
 
 fn label(trace: &Trace<'_>, mirror: &Mirror, packet: Packet) -> Option<String> {
-    let of = |shape| mirror.frontends.get(&words::frontend(shape, packet));
+    let of = |shape| mirror.frontends.get(&packet.frontend(shape));
     let served = |hop: &Hop<'_>| match (hop.failed, hop.rule.matches.last()) {
         (None, Some(Match::To(shape, Group::Served))) => of(*shape),
         _ => None,
@@ -202,7 +202,7 @@ fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, pack
 /// Why nothing of ours is about the packet, and what it may have been meant for.
 fn neighbours(mirror: &Mirror, packet: Packet) -> String {
     let Packet { destination, port, protocol, .. } = packet;
-    let node_port = words::frontend(Shape::NodePort, packet);
+    let node_port = packet.frontend(Shape::NodePort);
     if let Some(state) = mirror.frontends.get(&node_port) {
         let answering: Vec<String> = mirror.node_addresses.iter().map(ToString::to_string).collect();
         let answering = if answering.is_empty() { "none".to_owned() } else { answering.join(", ") };

@@ -27,10 +27,11 @@ use crate::nft::reading::Reading;
 #[expect(clippy::print_stdout, reason = "the answer of a command line verb")]
 pub fn print(args: &ExplainArgs) -> anyhow::Result<()> {
     let question = Question { source: args.source, to: args.destination, interface: args.interface };
-    let reading = Kernel::open().and_then(|mut kernel| Reading::of(&mut kernel));
-    let reading = reading.context("reading our tables needs CAP_NET_ADMIN")?;
+    let mut kernel = Kernel::open().context("reading our tables needs CAP_NET_ADMIN")?;
+    let mut reading = Reading::of(&mut kernel).context("reading our tables")?;
     let host = host::addresses();
     let packet = question.packet(&reading.mirror, &host)?;
+    reading.ask_for(&mut kernel, packet).context("asking who keeps the client")?;
     let answer = Answer::of(&reading, &host, packet);
     match args.output {
         Output::Text => print!("{answer}"),

@@ -1,10 +1,8 @@
 //! Matches and actions in words.
 
-use service_model::IpFamily;
-
 use crate::local::{InterfaceName, Interfaces};
 use crate::nft::evaluate::Packet;
-use crate::nft::layout::{Frontend, Group, Pool, Shape};
+use crate::nft::layout::{Frontend, Group, Pool};
 use crate::nft::ruleset::{Action, Match};
 
 /// Why the match holds for the packet, or why it does not.
@@ -13,7 +11,7 @@ pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
     let not = if holds { "" } else { "not " };
     match matched {
         Match::New => "it begins a connection".to_owned(),
-        Match::To(shape, group) => membership(frontend(*shape, packet), *group, holds),
+        Match::To(shape, group) => membership(packet.frontend(*shape), *group, holds),
         Match::ToNodeAddress => format!("{destination} does {not}answer NodePorts"),
         Match::ToThisHost => format!("{destination} is {not}an address of this host other than loopback"),
         Match::From(network) => inside(source, network, holds),
@@ -74,15 +72,6 @@ pub(super) fn omission(action: Action) -> String {
         Action::Masquerade | Action::UnmarkAndMasquerade => "is not masqueraded by this rule".to_owned(),
         Action::Reject => "is not refused".to_owned(),
         Action::Drop => "is not dropped".to_owned(),
-    }
-}
-
-/// The packet's destination as a key of sets.
-pub(super) fn frontend(shape: Shape, packet: Packet) -> Frontend {
-    let Packet { destination: ip, protocol, port, .. } = packet;
-    match shape {
-        Shape::Vip => Frontend::Vip { ip, protocol, port },
-        Shape::NodePort => Frontend::NodePort { family: IpFamily::of(ip), protocol, port },
     }
 }
 

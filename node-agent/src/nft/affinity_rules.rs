@@ -1,5 +1,6 @@
 //! The chains of session affinity in nf_tables' terms, and back.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use nfnetlink::expr::{Dynset, DynsetOp};
@@ -8,7 +9,7 @@ use service_model::IpFamily;
 
 use super::affinity::{AffinityChain, AffinityKey, NumberedTarget};
 use super::compile;
-use super::layout::SetName;
+use super::layout::{SetName, Target};
 
 /// The most clients of a family that are remembered, a client of two Service ports being two. What
 /// comes then is spread as if there were no affinity. It bounds what forged addresses can take: at
@@ -27,6 +28,11 @@ pub fn set_of_clients(of: IpFamily) -> Set {
         gc_interval: Some(CLEARED_EVERY),
         ..Set::new(&name, [Field::saddr(compile::family(of)), Field::random(u32::MAX)])
     }
+}
+
+/// The key of a client in that set.
+pub fn client_key(client: IpAddr, number: u32) -> Value {
+    Value::new().ip(client).u32(number)
 }
 
 /// First the clients that are known, then a draw for the others: the nth of N endpoints has one
@@ -70,8 +76,8 @@ pub fn parse(key: &AffinityKey, rules: &[Rule]) -> Option<AffinityChain> {
             }
         }
         let [ip, port] = values.as_slice() else { return None };
-        let data = Value::from_bytes(ip.bytes())?.field(port.bytes());
-        let target = compile::parse_data(key.family, data.bytes())?;
+        let (ip, []) = compile::parse_ip(key.family, ip.bytes())? else { return None };
+        let target = Target { ip, port: u16::from_be_bytes(port.bytes().try_into().ok()?) };
         chain.endpoints.push(NumberedTarget { target, number: number? });
     }
     self::rules(key, &chain).iter().eq(rules).then_some(chain)
@@ -108,9 +114,9 @@ fn keep(of: IpFamily, chain: &AffinityChain, endpoint: &NumberedTarget, exprs: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nft::layout::{Pool, Target};
+    use crate::nft::layout::Pool;
     use service_model::Protocol;
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     #[test]
     fn rules_are_read_back_unless_somebody_changed_them() {
@@ -132,7 +138,10 @@ mod tests {
                 let mut rules = rules(&key, &chain);
                 assert_eq!(rules.len(), 2 * usize::from(count));
                 assert_eq!(parse(&key, &rules), Some(chain));
-                rules.push(Rule::new("x", []));
+                rules.insert(
+                    0,
+                    Rule::new("x", [0; 2].map(|_| Expr::immediate(Reg::R1, Value::new().field(&[0; 64])))),
+                );
                 assert_eq!(parse(&key, &rules), None);
             }
         }

@@ -88,14 +88,15 @@ pub fn fates_of_kept(
     ways.into_iter().map(|way| walk.leave(way, &mut |_| {})).collect()
 }
 
-/// As [`fates`], with the reasons.
+/// As [`fates_of_kept`], with the reasons.
 pub fn trace<'a>(
     ruleset: &'a Ruleset,
     mirror: &'a Mirror,
     host: &'a BTreeSet<IpAddr>,
     packet: Packet,
+    held: &'a BTreeSet<u32>,
 ) -> Trace<'a> {
-    let walk = Walk { ruleset, mirror, host, sent: host.contains(&packet.source), held: &NONE };
+    let walk = Walk { ruleset, mirror, host, sent: host.contains(&packet.source), held };
     let mut hops = Vec::new();
     let ways = walk.arrive(packet, &mut |hop| hops.push(hop));
     let outcome = |way| {
@@ -227,7 +228,7 @@ impl<'a> Walk<'a> {
 
     /// Where session affinity may send the packet; nowhere, if the frontend has none.
     fn choices(&self, shape: Shape, pool: Pool, packet: Packet) -> Vec<Target> {
-        let chain = self.mirror.affinities.chain_of(frontend(shape, packet), pool);
+        let chain = self.mirror.affinities.chain_of(packet.frontend(shape), pool);
         chain.map(|chain| chain.choices(self.held)).unwrap_or_default()
     }
 
@@ -254,7 +255,7 @@ impl<'a> Walk<'a> {
     }
 
     fn state(&self, shape: Shape, packet: Packet) -> Option<&'a FrontendState> {
-        self.mirror.frontends.get(&frontend(shape, packet))
+        self.mirror.frontends.get(&packet.frontend(shape))
     }
 
     fn is_ours(&self, ip: IpAddr) -> bool {
@@ -262,11 +263,14 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn frontend(shape: Shape, packet: Packet) -> Frontend {
-    let Packet { destination: ip, protocol, port, .. } = packet;
-    match shape {
-        Shape::Vip => Frontend::Vip { ip, protocol, port },
-        Shape::NodePort => Frontend::NodePort { family: IpFamily::of(ip), protocol, port },
+impl Packet {
+    /// What it is addressed to, as a key of sets.
+    pub fn frontend(self, shape: Shape) -> Frontend {
+        let Packet { destination: ip, protocol, port, .. } = self;
+        match shape {
+            Shape::Vip => Frontend::Vip { ip, protocol, port },
+            Shape::NodePort => Frontend::NodePort { family: IpFamily::of(ip), protocol, port },
+        }
     }
 }
 
@@ -334,7 +338,7 @@ mod tests {
                 port: 80,
                 interface: None,
             };
-            trace(&ruleset, &mirror, &host, packet)
+            trace(&ruleset, &mirror, &host, packet, &NONE)
         };
         let marks = |trace: &Trace<'_>| {
             let mark = trace.hops.iter().find(|hop| hop.rule.action == Action::Mark).unwrap();

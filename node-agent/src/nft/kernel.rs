@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nfnetlink::{
@@ -142,6 +143,25 @@ impl Kernel {
             chains.entry(listed.item.chain.clone()).or_default().push(listed.item);
         }
         Ok(Some(chains))
+    }
+
+    /// Which of the numbers the kernel remembers the client under
+    /// ([`super::affinity::NumberedTarget`]).
+    pub(super) fn held(
+        &mut self,
+        client: IpAddr,
+        numbers: impl Iterator<Item = u32>,
+    ) -> nfnetlink::Result<BTreeSet<u32>> {
+        let table = compile::table(IpFamily::of(client));
+        let set = SetName::AffinityClients.to_string();
+        let mut held = BTreeSet::new();
+        for number in numbers {
+            let key = affinity_rules::client_key(client, number);
+            if self.socket.has_element(table, &set, &KernelElement::key(key.bytes()))? {
+                held.insert(number);
+            }
+        }
+        Ok(held)
     }
 
     /// Whether there is a table of that name in the family.

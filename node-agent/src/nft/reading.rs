@@ -1,11 +1,14 @@
 //! All that is ours in the kernel, read without knowing the configuration that wrote it: what
 //! `dump` and `explain` speak of.
 
+use std::collections::BTreeSet;
+
 use service_model::IpFamily;
 
 use super::decompile::Dictionary;
+use super::evaluate::Packet;
 use super::kernel::Kernel;
-use super::layout::{FAMILIES, TABLE};
+use super::layout::{FAMILIES, Pool, Shape, TABLE};
 use super::mirror::Mirror;
 use super::ruleset::Ruleset;
 
@@ -17,6 +20,8 @@ pub struct Reading {
     pub mirror: Mirror,
     /// As they are in the kernel; without chains where there is no table.
     pub rulesets: [Ruleset; 2],
+    /// The numbers of the endpoints that keep the client in question ([`Reading::ask_for`]).
+    pub held: BTreeSet<u32>,
     /// What keeps an answer from being the whole truth; one sentence each.
     pub oddities: Vec<String>,
 }
@@ -40,6 +45,21 @@ impl Reading {
                 return Ok(reading);
             }
         }
+    }
+
+    /// Finds out who keeps the packet's sender (session affinity).
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn ask_for(&mut self, kernel: &mut Kernel, packet: Packet) -> nfnetlink::Result<()> {
+        let chains = [Shape::Vip, Shape::NodePort].map(|shape| packet.frontend(shape)).into_iter();
+        let chains = chains.flat_map(|frontend| {
+            [Pool::Cluster, Pool::Local].map(|pool| self.mirror.affinities.chain_of(frontend, pool))
+        });
+        let endpoints = chains.flatten().flat_map(|chain| &chain.endpoints);
+        let numbers: BTreeSet<u32> = endpoints.map(|endpoint| endpoint.number).collect();
+        self.held = kernel.held(packet.source, numbers.into_iter())?;
+        Ok(())
     }
 
     pub fn ruleset(&self, family: IpFamily) -> &Ruleset {
@@ -76,7 +96,7 @@ impl Reading {
             let other = structure.other_sets.iter();
             oddities.extend(other.map(|set| format!("{family}: set {set} is none of ours")));
         }
-        Ok(Self { mirror, rulesets, oddities })
+        Ok(Self { mirror, rulesets, held: BTreeSet::new(), oddities })
     }
 }
 
