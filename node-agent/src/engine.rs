@@ -10,7 +10,6 @@ use anyhow::Context;
 use nfnetlink::Error;
 use service_model::{Node, ServiceName, World};
 
-use crate::batches::{batches, log};
 use crate::config::Config;
 use crate::host;
 use crate::metrics::Commit;
@@ -28,6 +27,11 @@ use crate::select::Place;
 const GRACE: Duration = Duration::from_secs(1);
 /// A Service that the kernel refuses is tried again after this long.
 const QUARANTINE: Duration = Duration::from_secs(30);
+
+/// Services that are planned at once when all are.
+const PART: usize = 1000;
+/// Plans of more steps are logged by their size only.
+const LOGGED_STEPS: usize = 60;
 
 /// Owns the mirror and the socket; told what is dirty.
 #[derive(Debug)]
@@ -193,10 +197,12 @@ impl Engine {
         }
     }
 
-    /// All that is to be done, in one commit.
+    /// All that is to be done, in one commit. Where everything is looked at and that is much, in
+    /// several, each with whole Services: the plan of all takes more memory than all they are.
     fn attempt(&mut self, world: &World, now: Instant) -> anyhow::Result<usize> {
         self.learn_node(world);
-        if self.mirror.is_none() {
+        let fresh = self.mirror.is_none();
+        if fresh {
             self.start_over(world)?;
         }
         let due: BTreeSet<Holder> =
@@ -212,6 +218,15 @@ impl Engine {
 
         self.node_changed = false;
         let mut steps = self.prepare();
+        let mut done = 0;
+        while fresh && changed.len() > PART {
+            let (part, rest) = split(changed);
+            changed = rest;
+            let plan = self.plan(&part, world);
+            self.later.extend(plan.later.into_keys().map(|holder| (holder, now + GRACE)));
+            steps.extend(plan.now);
+            done += self.commit(&std::mem::take(&mut steps))?;
+        }
         let work: BTreeSet<ServiceName> = changed.iter().chain(due.iter().flatten()).cloned().collect();
         let mut plan = self.plan(&work, world);
         if std::mem::take(&mut self.sweep) || due.contains(&None) {
@@ -226,7 +241,7 @@ impl Engine {
                 self.later.insert(holder, now + GRACE);
             }
         }
-        let mut done = self.commit(&steps)?;
+        done += self.commit(&steps)?;
         for name in suspects {
             done += self.commit_alone(&name, world, now)?;
         }
@@ -327,15 +342,30 @@ impl Engine {
             return Ok(0);
         }
         log(steps);
-        for batch in batches(steps) {
-            let began = Instant::now();
-            self.kernel.commit(&batch).context("committing")?;
-            let of = |family| batch.iter().filter(|step| step.family() == family).count();
-            self.commits.push(Commit { steps: FAMILIES.map(of), took: began.elapsed() });
-            batch.iter().for_each(|step| mirror.follow(step));
-            self.stranded.follow(&batch, mirror);
-        }
+        let began = Instant::now();
+        self.kernel.commit(steps).context("committing")?;
+        let of = |family| steps.iter().filter(|step| step.family() == family).count();
+        self.commits.push(Commit { steps: FAMILIES.map(of), took: began.elapsed() });
+        steps.iter().for_each(|step| mirror.follow(step));
+        self.stranded.follow(steps, mirror);
         Ok(steps.len())
+    }
+}
+
+/// The first [`PART`], and the rest.
+fn split(mut services: BTreeSet<ServiceName>) -> (BTreeSet<ServiceName>, BTreeSet<ServiceName>) {
+    let rest = services.iter().nth(PART).cloned().map(|first| services.split_off(&first));
+    (services, rest.unwrap_or_default())
+}
+
+/// Tells what is about to be committed.
+fn log(steps: &[Step]) {
+    if steps.len() > LOGGED_STEPS {
+        tracing::info!(steps = steps.len(), "committing");
+        return;
+    }
+    for step in steps {
+        tracing::info!("{step}");
     }
 }
 

@@ -3,8 +3,6 @@
 
 pub mod agent;
 pub mod args;
-pub mod batches;
-pub mod command_line;
 pub mod config;
 pub mod dump;
 pub mod engine;
@@ -14,12 +12,11 @@ pub mod fuzzing;
 pub mod health;
 pub mod health_checks;
 pub mod host;
-pub mod kube_proxy;
+pub mod kube_proxy_flags;
 pub mod local;
 pub mod metrics;
 pub mod nft;
 pub mod nodeport_addresses;
 pub mod run;
 pub mod select;
-pub mod settings;
 pub mod verbs;

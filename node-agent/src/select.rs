@@ -118,10 +118,10 @@ fn still_serves(endpoint: &Endpoint) -> bool {
 /// A single ready endpoint without a hint turns that kind of hint off for the whole Service.
 fn topology(candidates: &[Candidate<'_>], place: Place<'_>) -> Topology {
     let ready = || candidates.iter().map(|c| c.endpoint).filter(|e| e.ready);
-    if ready().all(|e| !e.node_hints.is_empty()) && ready().any(|e| hinted_here(e, place)) {
+    if ready().all(|e| !e.node_hints().is_empty()) && ready().any(|e| hinted_here(e, place)) {
         return Topology::SameNode;
     }
-    if ready().all(|e| !e.zone_hints.is_empty()) && ready().any(|e| hinted_for_zone(e, place)) {
+    if ready().all(|e| !e.zone_hints().is_empty()) && ready().any(|e| hinted_for_zone(e, place)) {
         return Topology::SameZone;
     }
     Topology::None
@@ -136,11 +136,11 @@ fn allows(topology: &Topology, endpoint: &Endpoint, place: Place<'_>) -> bool {
 }
 
 fn hinted_here(endpoint: &Endpoint, place: Place<'_>) -> bool {
-    endpoint.node_hints.iter().any(|node| **node == *place.node)
+    endpoint.node_hints().iter().any(|node| **node == *place.node)
 }
 
 fn hinted_for_zone(endpoint: &Endpoint, place: Place<'_>) -> bool {
-    place.zone.is_some_and(|zone| endpoint.zone_hints.iter().any(|hint| **hint == *zone))
+    place.zone.is_some_and(|zone| endpoint.zone_hints().iter().any(|hint| **hint == *zone))
 }
 
 #[cfg(test)]
@@ -174,8 +174,8 @@ mod tests {
         endpoint.node = (!node.is_empty()).then(|| node.into());
         for word in words {
             match word.split_once('=') {
-                Some(("node", node)) => endpoint.node_hints.push(node.into()),
-                Some(("zone", zone)) => endpoint.zone_hints.push(zone.into()),
+                Some(("node", node)) => endpoint.hints.get_or_insert_default().nodes.push(node.into()),
+                Some(("zone", zone)) => endpoint.hints.get_or_insert_default().zones.push(zone.into()),
                 _ if word == "terminating" => (endpoint.ready, endpoint.terminating) = (false, true),
                 _ if word == "dead" => (endpoint.ready, endpoint.serving) = (false, false),
                 _ => panic!("{word}"),

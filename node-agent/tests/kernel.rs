@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use node_agent::engine::Engine;
@@ -127,22 +128,6 @@ fn the_hosts_nft_lists_our_rules() {
     });
 }
 
-/// Each of its endpoints is two rules, and each rule is announced to whoever listens.
-#[test]
-fn a_large_service_with_affinity_is_changed_without_a_doubt_about_what_is_there() {
-    in_namespace(|| {
-        let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
-        let endpoints: Vec<_> = (0..=250).flat_map(|last| [(last, true), (last, false)]).collect();
-        for left_out in 0..4 {
-            let endpoints = endpoints[left_out..].to_vec();
-            let spec = Spec { number: 1, affinity: Some(60), endpoints, ..Spec::default() };
-            agent.happen(&Happening::Apply(spec));
-            assert!(engine_sync(&mut engine, &mut agent, Instant::now()) > 0);
-            assert!(!engine.changed_by_others(), "{left_out} left out");
-        }
-    });
-}
-
 /// So that whoever keeps the output of `nft list ruleset` can load it.
 #[test]
 fn the_hosts_nft_reads_what_it_listed() {
@@ -256,6 +241,28 @@ fn a_service_with_the_longest_names_is_not_written_again_by_a_restart() {
         let mut agent = Agent::new();
         agent.world.apply(Change::Apply(Object::Service(service)));
         engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        let mut again = Engine::new(config()).unwrap();
+        assert_eq!(engine_sync(&mut again, &mut agent, Instant::now()), 0);
+    });
+}
+
+#[test]
+fn a_start_with_many_services_is_made_in_parts_and_a_restart_writes_nothing() {
+    in_namespace(|| {
+        let mut agent = Agent::new();
+        for number in 0..2500 {
+            let mut service = Service::new(ObjectName::new("ns", &format!("svc-{number}")));
+            service.cluster_ips = vec![IpAddr::from(Ipv4Addr::from(0x0a60_0001 + number))];
+            let name = "http".into();
+            service.ports = vec![ServicePort { name, protocol: Protocol::Tcp, port: 80, node_port: None }];
+            agent.world.apply(Change::Apply(Object::Service(service)));
+        }
+        let generation = Kernel::open().unwrap().generation().unwrap();
+        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        assert_eq!(Kernel::open().unwrap().generation().unwrap() - generation, 3);
+        let programmed = Kernel::open().unwrap().observe(&Ruleset::both(&config())).unwrap();
+        assert_eq!(programmed.frontends.len(), 2500);
+
         let mut again = Engine::new(config()).unwrap();
         assert_eq!(engine_sync(&mut again, &mut agent, Instant::now()), 0);
     });

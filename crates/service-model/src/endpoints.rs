@@ -23,10 +23,17 @@ pub struct Endpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
-    /// `hints.forZones`
-    pub zone_hints: Vec<Arc<str>>,
-    /// `hints.forNodes`
-    pub node_hints: Vec<NodeName>,
+    /// Apart, since few have any and there are many endpoints.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Which clients an endpoint is meant for (`hints` in an EndpointSlice).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forZones`
+    pub zones: Vec<Arc<str>>,
+    /// `forNodes`
+    pub nodes: Vec<NodeName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,14 +53,16 @@ pub struct EndpointSlice {
 impl Endpoint {
     /// A ready endpoint on no particular node.
     pub fn ready(address: IpAddr) -> Self {
-        Self {
-            address,
-            node: None,
-            ready: true,
-            serving: true,
-            terminating: false,
-            zone_hints: Vec::new(),
-            node_hints: Vec::new(),
-        }
+        Self { address, node: None, ready: true, serving: true, terminating: false, hints: None }
+    }
+
+    /// `hints.forZones`
+    pub fn zone_hints(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.zones)
+    }
+
+    /// `hints.forNodes`
+    pub fn node_hints(&self) -> &[NodeName] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
     }
 }

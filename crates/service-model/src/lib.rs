@@ -14,7 +14,7 @@ mod node;
 mod service;
 mod world;
 
-pub use endpoints::{Endpoint, EndpointPort, EndpointSlice};
+pub use endpoints::{Endpoint, EndpointPort, EndpointSlice, Hints};
 pub use name::{InvalidName, NodeName, ObjectName, ServiceName};
 pub use node::{Node, NodeAddress, NodeAddressKind, NodeReadiness, Taint, TaintEffect};
 pub use service::{

@@ -53,7 +53,8 @@ pub struct World {
     services: Index<ServiceName, Service>,
     slices: Index<ObjectName, EndpointSlice>,
     nodes: Index<NodeName, Node>,
-    slices_of: BTreeMap<ServiceName, BTreeSet<ObjectName>>,
+    /// Which slices belong to a Service.
+    slices_of: BTreeSet<(ServiceName, ObjectName)>,
     dirty: Dirty,
 }
 
@@ -108,8 +109,11 @@ impl World {
     }
 
     /// The Service's EndpointSlices, by name. There can be some without the Service, and none with it.
-    pub fn slices_of(&self, service: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.entry(name))
+    pub fn slices_of<'a>(&'a self, service: &'a ServiceName) -> impl Iterator<Item = &'a EndpointSlice> {
+        // No name sorts before the empty one.
+        let from = (service.clone(), ObjectName::new("", ""));
+        let names = self.slices_of.range(from..).take_while(move |(owner, _)| owner == service);
+        names.filter_map(|(_, name)| self.slices.entry(name))
     }
 
     fn apply_service(&mut self, service: Service) {
@@ -126,7 +130,11 @@ impl World {
         }
     }
 
-    fn apply_slice(&mut self, slice: EndpointSlice) {
+    fn apply_slice(&mut self, mut slice: EndpointSlice) {
+        if let Some((name, _)) = self.services.entries.get_key_value(&slice.service) {
+            // One copy of the name.
+            slice.service = name.clone();
+        }
         let (name, service) = (slice.name.clone(), slice.service.clone());
         let inserted = self.slices.insert(name.clone(), slice);
         if !inserted.changed {
@@ -135,7 +143,7 @@ impl World {
         if let Some(before) = inserted.before.filter(|b| b.service != service) {
             self.unlink_slice(&name, &before.service);
         }
-        self.slices_of.entry(service.clone()).or_default().insert(name);
+        self.slices_of.insert((service.clone(), name));
         self.dirty.services.insert(service);
     }
 
@@ -160,12 +168,7 @@ impl World {
     }
 
     fn unlink_slice(&mut self, slice: &ObjectName, service: &ServiceName) {
-        if let Some(names) = self.slices_of.get_mut(service) {
-            names.remove(slice);
-            if names.is_empty() {
-                self.slices_of.remove(service);
-            }
-        }
+        self.slices_of.remove(&(service.clone(), slice.clone()));
         self.dirty.services.insert(service.clone());
     }
 
@@ -203,9 +206,10 @@ struct Index<K, V> {
     listed: bool,
 }
 
+/// The value is apart, since a `BTreeMap` is half empty when its keys came in order.
 #[derive(Debug, Clone)]
 struct Entry<V> {
-    value: V,
+    value: Box<V>,
     epoch: u32,
 }
 
@@ -219,27 +223,27 @@ impl<K: Ord + Clone, V: PartialEq> Index<K, V> {
     where
         K: std::borrow::Borrow<Q>,
     {
-        self.entries.get(key).map(|e| &e.value)
+        self.entries.get(key).map(|e| &*e.value)
     }
 
     fn values(&self) -> impl Iterator<Item = &V> {
-        self.entries.values().map(|e| &e.value)
+        self.entries.values().map(|e| &*e.value)
     }
 
     fn insert(&mut self, key: K, value: V) -> Inserted<V> {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.epoch = self.epoch;
-            if entry.value == value {
+            if *entry.value == value {
                 return Inserted { changed: false, before: None };
             }
-            return Inserted { changed: true, before: Some(std::mem::replace(&mut entry.value, value)) };
+            return Inserted { changed: true, before: Some(std::mem::replace(&mut *entry.value, value)) };
         }
-        self.entries.insert(key, Entry { value, epoch: self.epoch });
+        self.entries.insert(key, Entry { value: Box::new(value), epoch: self.epoch });
         Inserted { changed: true, before: None }
     }
 
     fn remove(&mut self, key: &K) -> Option<V> {
-        self.entries.remove(key).map(|e| e.value)
+        self.entries.remove(key).map(|e| *e.value)
     }
 
     /// Marks the kind as listed; the keys that the list did not mention.

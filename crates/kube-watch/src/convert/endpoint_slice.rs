@@ -4,9 +4,9 @@ use std::time::SystemTime;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use service_model::{Endpoint, EndpointPort, EndpointSlice, IpFamily, ObjectName};
+use service_model::{Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, ObjectName};
 
-use super::parse::{Problems, family, has_label, list, object_name, parse_ip, port_number, protocol};
+use super::parse::{Problems, exact, family, has_label, list, object_name, parse_ip, port_number, protocol};
 use super::{Detail, HEADLESS_LABEL, Names};
 use crate::wire;
 
@@ -30,8 +30,8 @@ pub(crate) fn endpoint_slice(
     let family = family(&wire.address_type)?;
     let name = object_name(&wire.metadata, problems)?;
     let service = ObjectName::new(name.namespace(), owner);
-    let ports = wire.ports.into_iter().filter_map(endpoint_port).collect();
-    let endpoints = wire.endpoints.into_iter().filter_map(|e| endpoint(family, e, names, problems)).collect();
+    let ports = exact(wire.ports.into_iter().filter_map(endpoint_port));
+    let endpoints = exact(wire.endpoints.into_iter().filter_map(|e| endpoint(family, e, names, problems)));
     let triggered = (detail == Detail::Dataplane).then(|| triggered(&wire.metadata)).flatten();
     Some(EndpointSlice { name, service, family, ports, endpoints, triggered })
 }
@@ -68,9 +68,16 @@ fn endpoint(
         ready: wire.conditions.ready.unwrap_or(true),
         serving: wire.conditions.serving.unwrap_or(true),
         terminating: wire.conditions.terminating.unwrap_or(false),
-        zone_hints: wire.hints.for_zones.into_iter().map(|h| names.shared(h.name)).collect(),
-        node_hints: wire.hints.for_nodes.into_iter().map(|h| names.shared(h.name)).collect(),
+        hints: hints(wire.hints, names),
     })
+}
+
+fn hints(wire: wire::EndpointHints, names: &mut Names) -> Option<Box<Hints>> {
+    let hints = Hints {
+        zones: wire.for_zones.into_iter().map(|h| names.shared(h.name)).collect(),
+        nodes: wire.for_nodes.into_iter().map(|h| names.shared(h.name)).collect(),
+    };
+    (hints != Hints::default()).then(|| Box::new(hints))
 }
 
 #[cfg(test)]
@@ -186,8 +193,10 @@ mod tests {
             Detail::Dataplane,
         );
         let [first, second] = slice.unwrap().endpoints.try_into().unwrap();
-        let node = first.node.unwrap();
-        assert!(Arc::ptr_eq(&node, &second.node.unwrap()) && Arc::ptr_eq(&node, &second.node_hints[0]));
-        assert!(Arc::ptr_eq(&first.zone_hints[0], &second.zone_hints[0]));
+        let node = first.node.clone().unwrap();
+        assert!(
+            Arc::ptr_eq(&node, second.node.as_ref().unwrap()) && Arc::ptr_eq(&node, &second.node_hints()[0])
+        );
+        assert!(Arc::ptr_eq(&first.zone_hints()[0], &second.zone_hints()[0]));
     }
 }

@@ -59,7 +59,15 @@ pub(super) fn list<'a, T>(
         }
         value
     };
-    texts.into_iter().filter_map(read).collect()
+    exact(texts.into_iter().filter_map(read))
+}
+
+/// Collected without spare room: what the World keeps, it keeps for long. (A `Vec` that is collected
+/// from a `Vec` may keep the allocation of the latter, whose elements are larger.)
+pub(super) fn exact<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut items: Vec<T> = items.collect();
+    items.shrink_to_fit();
+    items
 }
 
 pub(super) fn object_name(meta: &ObjectMeta, problems: &mut Problems) -> Option<ObjectName> {

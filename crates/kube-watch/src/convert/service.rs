@@ -7,7 +7,7 @@ use service_model::{
 };
 
 use super::parse::{
-    Problems, boxed_map, cidr, family, has_label, list, object_name, parse_ip, port_number, protocol,
+    Problems, boxed_map, cidr, exact, family, has_label, list, object_name, parse_ip, port_number, protocol,
 };
 use super::{Detail, OTHER_PROXY_LABEL};
 use crate::wire;
@@ -48,13 +48,13 @@ pub(crate) fn service(wire: wire::Service, detail: Detail, problems: &mut Proble
         service.cluster_ips = list(problems, "clusterIP", set, parse_ip);
     }
     service.external_ips = list(problems, "externalIP", &spec.external_ips, parse_ip);
-    service.ip_families = spec.ip_families.iter().filter_map(|f| family(f)).collect();
+    service.ip_families = exact(spec.ip_families.iter().filter_map(|f| family(f)));
     service.ip_family_policy = match spec.ip_family_policy.as_deref() {
         Some("PreferDualStack") => IpFamilyPolicy::PreferDualStack,
         Some("RequireDualStack") => IpFamilyPolicy::RequireDualStack,
         _ => IpFamilyPolicy::SingleStack,
     };
-    service.ports = spec.ports.into_iter().filter_map(|p| service_port(p, problems)).collect();
+    service.ports = exact(spec.ports.into_iter().filter_map(|p| service_port(p, problems)));
     service.internal_traffic_policy = traffic_policy(spec.internal_traffic_policy.as_deref());
     service.external_traffic_policy = traffic_policy(spec.external_traffic_policy.as_deref());
     service.session_affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
@@ -65,7 +65,7 @@ pub(crate) fn service(wire: wire::Service, detail: Detail, problems: &mut Proble
     service.source_ranges =
         list(problems, "loadBalancerSourceRange", &spec.load_balancer_source_ranges, cidr);
     service.allocate_node_ports = spec.allocate_load_balancer_node_ports.unwrap_or(true);
-    service.ingress = status.load_balancer.ingress.into_iter().map(|i| ingress(i, problems)).collect();
+    service.ingress = exact(status.load_balancer.ingress.into_iter().map(|i| ingress(i, problems)));
     Some(service)
 }
 
