@@ -31,7 +31,7 @@ impl Default for FakeNode {
         let flags = ["--hostname-override=here", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56"];
         let command = ["node-agent", "plan", "--source=dir:."].into_iter().chain(flags);
         let Verb::Plan(plan) = Cli::parse_from(command).verb else { unreachable!("the verb is plan") };
-        let config = plan.node.config().expect("the flags are right");
+        let config = crate::settings::Settings::new(&plan.configured).expect("the flags are right").config;
         let mut fake = Fake::default();
         let structure = plan_structure(&Ruleset::both(&config), &fake.observe());
         fake.commit(&structure.now).expect("an empty kernel takes our tables");

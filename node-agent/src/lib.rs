@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod args;
+pub mod command_line;
 pub mod config;
 pub mod dump;
 pub mod engine;
@@ -12,11 +13,12 @@ pub mod fuzzing;
 pub mod health;
 pub mod health_checks;
 pub mod host;
-pub mod kube_proxy_flags;
+pub mod kube_proxy;
 pub mod local;
 pub mod metrics;
 pub mod nft;
 pub mod nodeport_addresses;
 pub mod run;
 pub mod select;
+pub mod settings;
 pub mod verbs;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use daemon::http::{serve, text};
+use daemon::http::{self, json, text};
 use daemon::routes::standard_routes;
 use daemon::{Readiness, Shutdown, Tasks};
 use hyper::StatusCode;
@@ -16,13 +16,17 @@ use crate::agent::Agent;
 use crate::args::{Cli, RunArgs, Verb};
 use crate::config::Listen;
 use crate::health::Health;
+use crate::kube_proxy::file;
 use crate::metrics::Metrics;
 use crate::nft::kernel;
+use crate::settings::Settings;
 use crate::verbs::print_plan;
 use crate::{dump, explain};
 
 /// Changes that wait in the channel before the watch is held back.
 const QUEUE: usize = 1024;
+/// The name under which kube-proxy shows its configuration.
+const CONFIGZ: &str = "kubeproxy.config.k8s.io";
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// # Errors
@@ -33,16 +37,33 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
         Verb::Plan(args) => print_plan(&args),
         Verb::Dump(args) => dump::print(&args),
         Verb::Explain(args) => explain::print(&args),
-        Verb::Cleanup => kernel::cleanup().context("removing our tables needs CAP_NET_ADMIN"),
+        Verb::Cleanup => clean_up(),
     }
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
-    args.check()?;
-    daemon::log::init(args.log_format);
+    let settings = Settings::new(&args.configured)?;
+    daemon::log::init_with(settings.log_format, settings.verbose);
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(path) = &args.write_config_to {
+        return file::write(path, &settings.source);
+    }
+    if args.cleanup {
+        return clean_up();
+    }
+    if args.init_only {
+        return Ok(());
+    }
+    adjust_oom_score(settings.oom_score_adj);
+    serve(settings, args.master.as_deref()).await
+}
+
+async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen()?;
     let cancel = shutdown.token();
-    let config = args.node.config()?;
+    let config = settings.config;
     let readiness = Readiness::default();
     let registry = Arc::new(Mutex::new(Registry::default()));
     let (metrics, watch_metrics) = {
@@ -52,24 +73,31 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         watch_metrics.register(registry.sub_registry_with_prefix("fairlead_node_agent"));
         (Metrics::register(&mut registry), watch_metrics)
     };
-    let health = Health::new(args.sync_period);
+    let health = Health::new(settings.sync_period);
     let first_sync = readiness.task("first sync");
     let agent =
-        Agent::new(config.clone(), args.min_sync_period, health.clone(), metrics.clone(), first_sync)?;
-    let client = kube_watch::client(args.kubeconfig.as_deref()).await?;
+        Agent::new(config.clone(), settings.min_sync_period, health.clone(), metrics.clone(), first_sync)?;
+    let client = kube_watch::client_to(settings.kubeconfig.as_deref(), server).await?;
     let (tx, rx) = mpsc::channel(QUEUE);
     tracing::info!(node = %config.node_name, "starting");
 
     let mut tasks = Tasks::new(cancel.clone());
-    let own_routes =
-        standard_routes(readiness, registry).get("/proxyMode", |_| text(StatusCode::OK, "nftables"));
+    let configz = serde_json::json!({ CONFIGZ: settings.source.written() }).to_string();
+    let own_routes = standard_routes(readiness, registry)
+        .get("/proxyMode", |_| text(StatusCode::OK, "nftables"))
+        .get("/configz", move |_| json(StatusCode::OK, configz.clone()));
     let servers = [
-        ("health server", args.healthz_bind_address, health.routes(&metrics)),
-        ("metrics server", args.metrics_bind_address, own_routes),
+        ("health server", settings.healthz, health.routes(&metrics)),
+        ("metrics server", settings.metrics, own_routes),
     ];
     for (name, Listen(address), routes) in servers {
         if let Some(address) = address {
-            tasks.spawn(name, serve(address, routes, cancel.clone()));
+            let cancel = cancel.clone();
+            if settings.hard_fail {
+                tasks.spawn(name, http::serve(address, routes, cancel));
+            } else {
+                tasks.spawn(name, http::serve_once_free(address, routes, cancel));
+            }
         }
     }
     let options = Options { metrics: watch_metrics, ..Options::default() };
@@ -80,5 +108,16 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     tokio::select! {
         ended = tasks.join_all(DRAIN) => ended,
         () = shutdown.forced() => Ok(()),
+    }
+}
+
+fn clean_up() -> anyhow::Result<()> {
+    kernel::cleanup().context("removing our tables needs CAP_NET_ADMIN")
+}
+
+/// As kube-proxy: where it may not, it goes on.
+fn adjust_oom_score(score: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::debug!(score, %error, "the OOM score stays as it is");
     }
 }

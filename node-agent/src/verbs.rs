@@ -12,11 +12,12 @@ use crate::nft::mirror::Mirror;
 use crate::nft::plan::{Plan, Planner, plan_node_addresses, plan_structure};
 use crate::nft::ruleset::Ruleset;
 use crate::select::Place;
+use crate::settings::Settings;
 
 #[expect(clippy::print_stdout, reason = "the answer of a command line verb")]
 pub(crate) fn print_plan(args: &PlanArgs) -> anyhow::Result<()> {
     let Source::Dir(path) = &args.source else { anyhow::bail!("a plan is made from dir:PATH") };
-    for plan in plans(path, &args.node.config()?)? {
+    for plan in plans(path, &Settings::new(&args.configured)?.config)? {
         print!("{plan}");
     }
     Ok(())

@@ -128,6 +128,22 @@ fn the_hosts_nft_lists_our_rules() {
     });
 }
 
+/// Each of its endpoints is two rules, and each rule is announced to whoever listens.
+#[test]
+fn a_large_service_with_affinity_is_changed_without_a_doubt_about_what_is_there() {
+    in_namespace(|| {
+        let (mut agent, mut engine) = (Agent::new(), Engine::new(config()).unwrap());
+        let endpoints: Vec<_> = (0..=250).flat_map(|last| [(last, true), (last, false)]).collect();
+        for left_out in 0..4 {
+            let endpoints = endpoints[left_out..].to_vec();
+            let spec = Spec { number: 1, affinity: Some(60), endpoints, ..Spec::default() };
+            agent.happen(&Happening::Apply(spec));
+            assert!(engine_sync(&mut engine, &mut agent, Instant::now()) > 0);
+            assert!(!engine.changed_by_others(), "{left_out} left out");
+        }
+    });
+}
+
 /// So that whoever keeps the output of `nft list ruleset` can load it.
 #[test]
 fn the_hosts_nft_reads_what_it_listed() {

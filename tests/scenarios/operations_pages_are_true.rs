@@ -58,7 +58,7 @@ fn flags(program: &str, verb: &str) -> Result<BTreeMap<String, String>> {
         let dashed =
             line.split_once(", ").filter(|(short, _)| short.len() == 2).map_or(line, |(_, long)| long);
         if dashed.starts_with("--") {
-            let name: String = dashed.split([' ', '=']).next().unwrap_or_default().to_owned();
+            let name: String = dashed.split([' ', '=', '[']).next().unwrap_or_default().to_owned();
             let required = usage.contains(&format!(" {name} <"));
             current = (name != "--help" && name != "--version").then(|| name.clone());
             if let Some(name) = &current {

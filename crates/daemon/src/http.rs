@@ -32,6 +32,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long answers that have begun may take after a stop.
 const DRAIN: Duration = Duration::from_secs(1);
+/// Until an address that is taken is tried again.
+const BIND_RETRY: Duration = Duration::from_secs(1);
 /// Between two failed accepts (no file descriptors left, most often).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -181,6 +183,37 @@ async fn serve_connection(stream: TcpStream, router: &Router, limits: Limits, ca
         Ok(Err(error)) => tracing::debug!(%error, "a probe connection ended early"),
         Err(_) => tracing::debug!("a probe connection was open for too long and is closed"),
     }
+}
+
+/// As [`serve`]; while the address is taken, or not on this host, it is tried again.
+///
+/// # Errors
+/// None so far.
+pub async fn serve_once_free(
+    address: SocketAddr,
+    router: Router,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut refused = false;
+    let bound = async {
+        loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => return listener,
+                Err(source) if refused => tracing::debug!(%address, error = %source, "still not listening"),
+                Err(source) => {
+                    refused = true;
+                    let error = BindError { address, source };
+                    tracing::warn!(%error, "trying again until it can be listened on");
+                }
+            }
+            tokio::time::sleep(BIND_RETRY).await;
+        }
+    };
+    let Some(listener) = cancel.run_until_cancelled(bound).await else { return Ok(()) };
+    if refused {
+        tracing::info!(%address, "listening after all");
+    }
+    Server { listener, router: Arc::new(router) }.run(cancel).await
 }
 
 /// Binds and answers until cancelled, in one call.

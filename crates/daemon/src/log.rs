@@ -16,11 +16,21 @@ pub enum LogFormat {
 
 /// The API client logs each failed request as an error, without saying which; whoever asked says so.
 const DEFAULT: &str = "info,kube_client=off";
+/// Libraries say too much at this level.
+const VERBOSE: &str = "debug,hyper_util=info,rustls=info,tower=info,kube_client=off";
 
 /// Installs the process's subscriber. `RUST_LOG` chooses what is shown; without it, `info`.
 pub fn init(format: LogFormat) {
+    init_with(format, false);
+}
+
+/// As [`init`]; if verbose, `debug` in place of `info`.
+pub fn init_with(format: LogFormat, verbose: bool) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
-    let (filter, mistake) = filter(&asked);
+    let (filter, mistake) = match filter(&asked) {
+        _ if asked.is_empty() && verbose => (EnvFilter::new(VERBOSE), None),
+        chosen => chosen,
+    };
     let installed = match format {
         LogFormat::Text => text(filter, std::io::stderr, std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => json(filter, std::io::stderr).try_init(),

@@ -13,6 +13,14 @@ const USER_AGENT: &str = concat!("fairlead/", env!("CARGO_PKG_VERSION"));
 /// # Errors
 /// When the file, or the service account, cannot be read or used.
 pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Client> {
+    client_to(kubeconfig, None).await
+}
+
+/// As [`client`]; `server`, a URL, stands in place of the one in the file.
+///
+/// # Errors
+/// As [`client`]; when the URL is none.
+pub async fn client_to(kubeconfig: Option<&Path>, server: Option<&str>) -> anyhow::Result<kube::Client> {
     let mut config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path).with_context(|| {
@@ -25,6 +33,9 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Client> {
         None => kube::Config::incluster()
             .context("no service account is mounted here: outside a pod, pass --kubeconfig FILE")?,
     };
+    if let Some(server) = server {
+        config.cluster_url = server.parse().with_context(|| format!("{server:?} is not a URL"))?;
+    }
     config.headers.push(("user-agent".parse()?, USER_AGENT.parse()?));
     // A watch is idle for minutes; its own timeout ends it. Connecting must not hang that long.
     config.connect_timeout = Some(std::time::Duration::from_secs(5));

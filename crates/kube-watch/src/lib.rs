@@ -27,7 +27,7 @@ pub mod wire;
 mod tests;
 
 pub use changes::Listing;
-pub use client::client;
+pub use client::{client, client_to};
 pub use config::{Nodes, WatchConfig};
 pub use convert::{Detail, parse_ip};
 pub use dir::read_dir;

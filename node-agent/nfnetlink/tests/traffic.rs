@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use namespace::in_fresh_namespace;
-use nfnetlink::expr::{CtState, Reject};
+use nfnetlink::expr::{CtState, Dynset, DynsetOp, Reject};
 use nfnetlink::{
     Batch, Chain, ChainKind, Element, Expr, Family, Field, Hook, Reg, Rule, Set, Socket, Table, TableRef,
     Value,
@@ -100,4 +100,48 @@ fn connections_are_spread_and_the_rest_is_refused() {
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
         });
     }
+}
+
+/// What falls through such a rule goes on to the next: node-agent's session affinity relies on it.
+#[test]
+fn a_rule_that_would_add_to_a_full_set_ends_there_and_one_that_renews_goes_on() {
+    in_fresh_namespace(|| {
+        ip("link set lo up");
+        for last in 1..=3 {
+            ip(&format!("address add {}/32 dev lo", address(Family::Ip, last)));
+        }
+        let table = TableRef::new(Family::Ip, "t");
+        let mut batch = Batch::new();
+        batch.add_table(&Table::new(Family::Ip, "t"));
+        let clients = Set::new("clients", [Field::IP_DADDR, Field::random(u32::MAX)]);
+        let clients = Set { flags: Set::DYNAMIC | Set::TIMEOUT, size: Some(2), ..clients };
+        batch.add_set(table, &clients);
+        batch.add_chain(table, &Chain::base("output", ChainKind::Filter, Hook::Output, 0));
+        let [mask, any] = Expr::any_bit(Reg::R1, CtState::NEW);
+        let add = Dynset {
+            set: "clients".to_owned(),
+            op: DynsetOp::Update,
+            sreg_key: Reg::R1,
+            sreg_data: None,
+            timeout: Duration::from_secs(60),
+        };
+        let key = [Expr::ip_daddr(Reg::R1), Expr::number(7, Reg::R32_01)];
+        let [address_of, number] = key;
+        let refuse = Reject::port_unreachable(Family::Ip).into();
+        let rule = [Expr::ct_state(Reg::R1), mask, any, address_of, number, add.into(), refuse];
+        batch.add_rule(table, &Rule::new("output", rule));
+        let mut socket = Socket::open().unwrap();
+        socket.commit(&batch).unwrap();
+
+        let _listener = TcpListener::bind(("0.0.0.0", 8080)).unwrap();
+        let is_refused = |last| {
+            let to = SocketAddr::new(address(Family::Ip, last), 8080);
+            TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_err()
+        };
+        assert_eq!([1, 2, 3, 1].map(is_refused), [true, true, false, true]);
+        let key = |last| Value::new().ip(address(Family::Ip, last)).u32(7);
+        let held =
+            [1, 2, 3].map(|last| socket.has_element(table, "clients", &Element::key(key(last).bytes())));
+        assert_eq!(held.map(Result::unwrap), [true, true, false]);
+    });
 }

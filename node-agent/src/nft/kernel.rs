@@ -18,7 +18,7 @@ use super::ruleset::{ChainName, Ruleset};
 use super::step::{Element, Step};
 use super::{affinity_rules, compile};
 
-/// Commits of more steps are made without listening: notifications make them slower by half.
+/// Commits of more changes are made without listening: notifications make them slower by half.
 const QUIET_BATCH: usize = 2000;
 /// How often a commit is repeated because somebody else's came first.
 const ATTEMPTS: usize = 8;
@@ -115,7 +115,7 @@ impl Kernel {
         for step in steps {
             write(step, &mut batch);
         }
-        if steps.len() <= QUIET_BATCH {
+        if steps.iter().map(changes).sum::<usize>() <= QUIET_BATCH {
             return self.send(&mut batch, true);
         }
         if let Some(monitor) = &self.monitor {
@@ -267,6 +267,15 @@ pub fn cleanup() -> nfnetlink::Result<()> {
         }
     }
     if batch.is_empty() { Ok(()) } else { socket.commit(&batch) }
+}
+
+/// About how many objects the step changes.
+fn changes(step: &Step) -> usize {
+    match step {
+        // Two rules an endpoint go, and two come.
+        Step::WriteAffinity(_, chain) => 2 + 4 * chain.endpoints.len(),
+        _ => 1,
+    }
 }
 
 fn write(step: &Step, batch: &mut Batch) {

@@ -1,0 +1,44 @@
+//! What a configuration asks for and does not get, each with what happens instead: said once, at
+//! the start. What makes no difference here is not mentioned.
+
+use super::configuration::{KubeProxyConfiguration, MASQUERADE_BIT};
+
+/// One sentence for each.
+pub fn unheeded(configuration: &KubeProxyConfiguration) -> Vec<String> {
+    let c = configuration;
+    let mut said = Vec::new();
+    let mut say = |asked: bool, what: String| {
+        if asked {
+            said.push(what);
+        }
+    };
+    let mode = c.mode.as_str();
+    say(
+        mode != "nftables",
+        format!("mode {mode:?}: there is one mode here, which does as kube-proxy's nftables mode does"),
+    );
+    let bit = if mode == "nftables" { c.nftables.masquerade_bit } else { c.iptables.masquerade_bit };
+    say(
+        bit.is_some_and(|bit| bit != MASQUERADE_BIT),
+        format!("masqueradeBit: packets to be masqueraded are marked with bit {MASQUERADE_BIT} (0x4000)"),
+    );
+    let address = c.bind_address.parse::<std::net::IpAddr>();
+    say(
+        address.is_ok_and(|ip| !ip.is_unspecified()),
+        "bindAddress: the node's addresses are those of its Node object".to_owned(),
+    );
+    let usual = KubeProxyConfiguration::without_file().conntrack;
+    say(c.conntrack != usual, "conntrack: no sysctl is set here".to_owned());
+    say(c.enable_profiling, "enableProfiling: there is no /debug/pprof".to_owned());
+    say(
+        !c.show_hidden_metrics_for_version.is_empty(),
+        "showHiddenMetricsForVersion: no metric is hidden".to_owned(),
+    );
+    say(!c.logging.vmodule.is_empty(), "logging.vmodule: RUST_LOG says what is logged".to_owned());
+    say(
+        c.feature_gates.get("AllowServiceExternalIPs") == Some(&false),
+        "featureGates.AllowServiceExternalIPs=false: externalIPs of Services are served all the same"
+            .to_owned(),
+    );
+    said
+}

@@ -1,0 +1,281 @@
+//! What a configuration means to us, parsed: from flags or from a file, the rest of the program does
+//! not know which.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use daemon::log::LogFormat;
+
+use crate::args::Configured;
+use crate::config::{ClusterCidrs, Config, Listen, NodeFacts};
+use crate::kube_proxy::unheeded::unheeded;
+use crate::kube_proxy::{KubeProxyConfiguration, file};
+use crate::local::{DetectLocal, LocalMode};
+use crate::nodeport_addresses::NodePortAddresses;
+
+/// From this verbosity on, `debug` is logged.
+const VERBOSE: u32 = 4;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub config: Config,
+    pub kubeconfig: Option<PathBuf>,
+    pub healthz: Listen,
+    pub metrics: Listen,
+    /// An address that is taken ends the program; else it is tried again.
+    pub hard_fail: bool,
+    pub sync_period: Duration,
+    pub min_sync_period: Duration,
+    pub log_format: LogFormat,
+    pub verbose: bool,
+    pub oom_score_adj: i32,
+    /// What all this was made from.
+    pub source: KubeProxyConfiguration,
+    /// To be said at the start.
+    pub warnings: Vec<String>,
+}
+
+/// What file and flags say together, and what is to be said about it.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn combine(args: &Configured) -> anyhow::Result<(KubeProxyConfiguration, Vec<String>)> {
+    let Some(path) = &args.config else { return Ok((args.flags.configuration(), Vec::new())) };
+    let file::FromFile { mut configuration, unknown } = file::read(path)?;
+    let mut warnings = Vec::new();
+    if !unknown.is_empty() {
+        warnings.push(format!("no such fields, left out: {}", unknown.join(", ")));
+    }
+    let surplus = args.flags.beside_file(&mut configuration);
+    if !surplus.is_empty() {
+        warnings.push(format!("with --config these flags do not count: --{}", surplus.join(", --")));
+    }
+    Ok((configuration, warnings))
+}
+
+impl Settings {
+    /// # Errors
+    /// A file that cannot be read, a field that says nothing sensible, a host without a name.
+    pub fn new(args: &Configured) -> anyhow::Result<Self> {
+        let (source, mut warnings) = combine(args)?;
+        warnings.extend(unheeded(&source));
+        Self::of(source, warnings)
+    }
+
+    fn of(mut source: KubeProxyConfiguration, warnings: Vec<String>) -> anyhow::Result<Self> {
+        let periods = source.mode_fields();
+        let masquerade_all = *periods.masquerade_all;
+        let (sync_period, min_sync_period) = (periods.sync_period.0, periods.min_sync_period.0);
+        ensure!(!sync_period.is_zero(), "the sync period must be more than 0");
+        ensure!(
+            min_sync_period <= sync_period,
+            "the least sync period must not be more than the sync period"
+        );
+        let score = source.oom_score_adj.unwrap_or_default();
+        ensure!((-1000..=1000).contains(&score), "oomScoreAdj must be from -1000 to 1000");
+        let log_format = match source.logging.format.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => anyhow::bail!("logging.format is {other:?}: it should be text or json"),
+        };
+        let config = Config {
+            node_name: node_name(&source.hostname_override)?.into(),
+            detect_local: detect_local(&source)?,
+            masquerade_all,
+            nodeport_addresses: nodeport_addresses(&source).context("nodePortAddresses")?,
+            node: NodeFacts::default(),
+        };
+        let kubeconfig = &source.client_connection.kubeconfig;
+        Ok(Self {
+            config,
+            kubeconfig: (!kubeconfig.is_empty()).then(|| kubeconfig.into()),
+            healthz: listen(&source.healthz_bind_address, 10256).context("healthzBindAddress")?,
+            metrics: listen(&source.metrics_bind_address, 10249).context("metricsBindAddress")?,
+            hard_fail: source.bind_address_hard_fail,
+            sync_period,
+            min_sync_period,
+            log_format,
+            verbose: source.logging.verbosity >= VERBOSE,
+            oom_score_adj: score,
+            source,
+            warnings,
+        })
+    }
+}
+
+/// As kube-proxy does (`GetHostname`, component-helpers/node/util).
+fn node_name(asked: &str) -> anyhow::Result<String> {
+    let name = match asked {
+        "" => nix::unistd::gethostname()?.to_string_lossy().trim().to_lowercase(),
+        name => name.trim().to_lowercase(),
+    };
+    ensure!(!name.is_empty(), "this host has no name: pass --hostname-override");
+    Ok(name)
+}
+
+fn detect_local(source: &KubeProxyConfiguration) -> anyhow::Result<DetectLocal> {
+    let mode: LocalMode = source.detect_local_mode.parse().context("detectLocalMode")?;
+    let cluster_cidrs = match mode {
+        LocalMode::ClusterCidr => source.cluster_cidr.parse().context("clusterCIDR")?,
+        _ => ClusterCidrs::default(),
+    };
+    let fields = &source.detect_local;
+    Ok(DetectLocal::new(mode, cluster_cidrs, &fields.bridge_interface, &fields.interface_name_prefix)?)
+}
+
+/// Where nothing is said, all answer in kube-proxy's other modes: what worked there goes on.
+fn nodeport_addresses(source: &KubeProxyConfiguration) -> anyhow::Result<NodePortAddresses> {
+    match source.node_port_addresses.as_deref() {
+        None | Some([]) if source.mode != "nftables" => Ok("all".parse()?),
+        addresses => Ok(addresses.unwrap_or_default().join(",").parse()?),
+    }
+}
+
+fn listen(address: &str, usual: u16) -> anyhow::Result<Listen> {
+    let Listen(address) = Listen::parser(usual)(address)?;
+    let listen: Option<SocketAddr> = address;
+    Ok(Listen(listen))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Verb};
+    use clap::Parser;
+    use std::io::Write;
+
+    fn settings(flags: &[&str]) -> anyhow::Result<Settings> {
+        match Cli::try_parse_from(["node-agent", "run"].iter().chain(flags))?.verb {
+            Verb::Run(args) => Settings::new(&args.configured),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn with_file(text: &str, flags: &[&str]) -> anyhow::Result<Settings> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration";
+        write!(file, "{head}\n{text}").unwrap();
+        let config = format!("--config={}", file.path().display());
+        settings(&[&[config.as_str()], flags].concat())
+    }
+
+    #[test]
+    fn the_nodes_name_is_trimmed_and_in_lower_case_and_the_hosts_unless_given() {
+        let name = |flags: &[&str]| settings(flags).unwrap().config.node_name;
+        assert_eq!(&*name(&["--hostname-override= Node-1 "]), "node-1");
+        assert_eq!(name(&["--hostname-override="]), name(&[]));
+    }
+
+    #[test]
+    fn flags_and_a_file_say_the_same() {
+        for (flags, file) in [
+            (&["--proxy-mode=nftables"][..], "mode: nftables"),
+            (&["--proxy-mode=iptables"], ""),
+            (&["--proxy-mode=ipvs", "--ipvs-sync-period=1m"], "mode: ipvs\nipvs: {syncPeriod: 1m}"),
+            (&["--proxy-mode=iptables", "--masquerade-all"], "iptables: {masqueradeAll: true}"),
+            (
+                &["--masquerade-all=true", "--iptables-sync-period=50s", "--iptables-min-sync-period", "1s"],
+                "mode: nftables\nnftables: {masqueradeAll: true, syncPeriod: 50s, minSyncPeriod: 1s}",
+            ),
+            (
+                &["--cluster-cidr=10.0.0.0/8,fd00::/56", "--kubeconfig", "/k"],
+                "mode: nftables\nclusterCIDR: 10.0.0.0/8,fd00::/56\nclientConnection: {kubeconfig: /k}",
+            ),
+            (
+                &["--nodeport-addresses=10.0.0.0/8", "--nodeport-addresses=fd00::/8", "--v=4"],
+                "mode: nftables\nnodePortAddresses: [10.0.0.0/8, 'fd00::/8']\nlogging: {verbosity: 4}",
+            ),
+            (
+                &["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0"],
+                "mode: nftables\ndetectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}",
+            ),
+            (
+                &["--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth"],
+                "mode: nftables\ndetectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}",
+            ),
+            (
+                &["--detect-local-mode=NodeCIDR", "--cluster-cidr=10.0.0.0/8"],
+                "mode: nftables\ndetectLocalMode: NodeCIDR",
+            ),
+            (
+                &["--healthz-bind-address=127.0.0.1", "--metrics-bind-address=[::]:9", "--oom-score-adj=-5"],
+                "mode: nftables\nhealthzBindAddress: 127.0.0.1\nmetricsBindAddress: '[::]:9'\noomScoreAdj: -5",
+            ),
+        ] {
+            let (by_flags, mut by_file) = (settings(flags).unwrap(), with_file(file, &[]).unwrap());
+            by_file.source = by_flags.source.clone();
+            assert_eq!(by_flags, by_file, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn modes_differ_in_which_addresses_answer_nodeports() {
+        let primary: NodePortAddresses = "primary".parse().unwrap();
+        let all: NodePortAddresses = "all".parse().unwrap();
+        let addresses = |flags: &[&str]| settings(flags).unwrap().config.nodeport_addresses;
+        assert_eq!(addresses(&[]), primary);
+        assert_eq!(addresses(&["--proxy-mode=nftables"]), primary);
+        assert_eq!(addresses(&["--proxy-mode=iptables"]), all);
+        assert_eq!(with_file("", &[]).unwrap().config.nodeport_addresses, all);
+        let chosen = with_file("nodePortAddresses: [primary]", &[]).unwrap();
+        assert_eq!(chosen.config.nodeport_addresses, primary);
+    }
+
+    #[test]
+    fn beside_a_file_only_the_nodes_name_and_the_flags_for_logs_count() {
+        let settings = with_file(
+            "mode: nftables\nclusterCIDR: 10.0.0.0/8\nhostnameOverride: file\nlogging: {verbosity: 1}",
+            &["--hostname-override=flag", "-v5", "--cluster-cidr=11.0.0.0/8", "--masquerade-all"],
+        )
+        .unwrap();
+        assert_eq!(&*settings.config.node_name, "flag");
+        assert!(settings.verbose);
+        assert_eq!(settings.config.detect_local, DetectLocal::ClusterCidr("10.0.0.0/8".parse().unwrap()));
+        assert!(!settings.config.masquerade_all);
+        assert_eq!(
+            settings.warnings,
+            ["with --config these flags do not count: --cluster-cidr, --masquerade-all"]
+        );
+    }
+
+    #[test]
+    fn what_is_not_heeded_is_said() {
+        for (file, said) in [
+            ("mode: iptables", Some("mode \"iptables\": there is one mode")),
+            ("mode: nftables\nnftables: {masqueradeBit: 15}", Some("bit 14")),
+            ("mode: nftables\niptables: {masqueradeBit: 15}", None),
+            ("mode: nftables\nbindAddress: 10.0.0.1", Some("bindAddress")),
+            ("mode: nftables\nbindAddress: '::'", None),
+            ("mode: nftables\nenableProfiling: true", Some("pprof")),
+            ("mode: nftables\nipvs: {strictARP: true}\nportRange: 1-2", None),
+            ("mode: nftables\nfeatureGates: {AllowServiceExternalIPs: false}", Some("externalIPs")),
+            ("mode: nftables\nnoSuchField: 1", Some("noSuchField")),
+        ] {
+            let warnings = with_file(file, &[]).unwrap().warnings;
+            match said {
+                Some(said) => assert!(warnings.len() == 1 && warnings[0].contains(said), "{warnings:?}"),
+                None => assert_eq!(warnings, Vec::<String>::new(), "{file}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        assert!(settings(&["--sync-period=0"]).is_err());
+        assert!(settings(&["--sync-period=1s", "--min-sync-period=2s"]).is_err());
+        for (file, names) in [
+            ("clusterCIDR: 10.0.0.0", "clusterCIDR"),
+            ("detectLocalMode: Wherever", "Wherever"),
+            ("detectLocalMode: BridgeInterface", "--pod-bridge-interface"),
+            ("nodePortAddresses: [here]", "nodePortAddresses"),
+            ("healthzBindAddress: localhost:1", "healthzBindAddress"),
+            ("logging: {format: xml}", "logging.format"),
+            ("oomScoreAdj: 2000", "oomScoreAdj"),
+        ] {
+            let error = format!("{:#}", with_file(file, &[]).unwrap_err());
+            assert!(error.contains(names), "{error}");
+        }
+    }
+}
