@@ -17,10 +17,14 @@ use crate::health::{Health, Moment};
 use crate::health_checks::HealthChecks;
 use crate::host::AddressChanges;
 use crate::local::PodCidrWait;
+use crate::localhost::LocalhostNodePorts;
 use crate::metrics::Metrics;
+use crate::select::Place;
 
 /// The kernel is compared with what we think of it, in case a notification was missed.
 const RECHECK: Duration = Duration::from_secs(300);
+/// How long connections over loopback have to end by themselves when the program stops.
+const DRAIN: Duration = Duration::from_secs(1);
 /// After a failed sync, and for a port that is taken.
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two readings of the kernel, however often others change our tables.
@@ -39,15 +43,16 @@ pub struct Agent {
     config: Config,
     engine: Engine,
     checks: HealthChecks,
+    localhost: LocalhostNodePorts,
     health: Health,
     metrics: Metrics,
     min_sync_period: Duration,
     first_sync: Option<ReadyToken>,
     pod_cidrs: PodCidrWait,
     zone: Option<Box<str>>,
-    /// Services whose health check port may have to change.
+    /// Services whose health check port, or port on loopback, may have to change.
     changed: BTreeSet<ServiceName>,
-    /// When a health check port that was taken is tried again.
+    /// When a port that was taken is tried again.
     next_check: Option<Instant>,
     /// No sync before.
     not_before: Option<Instant>,
@@ -73,6 +78,7 @@ impl Agent {
             world: World::default(),
             engine: Engine::new(config.clone())?,
             checks: HealthChecks::new(health.clone(), &config.node_name),
+            localhost: LocalhostNodePorts::new(&config, metrics.clone()),
             health,
             metrics,
             min_sync_period,
@@ -95,6 +101,16 @@ impl Agent {
     /// When notifications of the kernel cannot be waited for.
     pub async fn run(
         mut self,
+        changes: mpsc::Receiver<Change>,
+        cancel: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let ended = self.work(changes, cancel).await;
+        self.localhost.drain(DRAIN).await;
+        ended
+    }
+
+    async fn work(
+        &mut self,
         mut changes: mpsc::Receiver<Change>,
         cancel: CancellationToken,
     ) -> anyhow::Result<()> {
@@ -183,8 +199,12 @@ impl Agent {
             }
         };
         self.not_before = (!pause.is_zero()).then(|| Instant::now() + pause);
-        self.checks.update(std::mem::take(&mut self.changed), &self.world).await;
-        self.next_check = self.checks.lacks_a_port().then(|| Instant::now() + RETRY);
+        let changed = std::mem::take(&mut self.changed);
+        let place = Place { node: &self.config.node_name, zone: self.zone.as_deref() };
+        self.localhost.update(&changed, &self.world, place);
+        self.checks.update(changed, &self.world).await;
+        let lacks_a_port = self.checks.lacks_a_port() || self.localhost.lacks_a_port();
+        self.next_check = lacks_a_port.then(|| Instant::now() + RETRY);
     }
 
     fn apply(&mut self, mut change: Change) {

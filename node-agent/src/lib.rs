@@ -15,6 +15,7 @@ pub mod health_checks;
 pub mod host;
 pub mod kube_proxy;
 pub mod local;
+pub mod localhost;
 pub mod metrics;
 pub mod nft;
 pub mod nodeport_addresses;

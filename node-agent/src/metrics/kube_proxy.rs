@@ -31,6 +31,8 @@ pub struct KubeProxyMetrics {
     service_changes_pending: Gauge,
     healthz: Family<Code, Counter>,
     livez: Family<Code, Counter>,
+    localhost_listeners: Family<OfFamily, Gauge>,
+    localhost_listeners_failed: Family<OfFamily, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -77,11 +79,15 @@ impl KubeProxyMetrics {
             service_changes_pending: Gauge::default(),
             healthz: Family::default(),
             livez: Family::default(),
+            localhost_listeners: Family::default(),
+            localhost_listeners_failed: Family::default(),
         };
         // What grows needs a sample to begin with.
         for family in FAMILIES {
             drop(metrics.failures.get_or_create(&of(family)));
             drop(metrics.programming_seconds.get_or_create(&of(family)));
+            drop(metrics.localhost_listeners.get_or_create(&of(family)));
+            drop(metrics.localhost_listeners_failed.get_or_create(&of(family)));
         }
         let m = &metrics;
         registry.register(
@@ -142,6 +148,16 @@ impl KubeProxyMetrics {
         );
         registry.register("proxy_healthz", "Answers of /healthz", m.healthz.clone());
         registry.register("proxy_livez", "Answers of /livez", m.livez.clone());
+        registry.register(
+            "nftables_localhost_nodeport_listeners",
+            "NodePorts that are served on loopback",
+            m.localhost_listeners.clone(),
+        );
+        registry.register(
+            "nftables_localhost_nodeport_listener_creation_failures",
+            "Tries to listen on loopback that failed",
+            m.localhost_listeners_failed.clone(),
+        );
         metrics
     }
 
@@ -176,6 +192,14 @@ impl KubeProxyMetrics {
 
     pub(super) fn programmed(&self, family: IpFamily, took: Duration) {
         self.programming_seconds.get_or_create(&of(family)).observe(took.as_secs_f64());
+    }
+
+    pub fn localhost_listeners(&self, family: IpFamily, listeners: usize) {
+        self.localhost_listeners.get_or_create(&of(family)).set(i64::try_from(listeners).unwrap_or(i64::MAX));
+    }
+
+    pub fn localhost_listener_failed(&self, family: IpFamily) {
+        self.localhost_listeners_failed.get_or_create(&of(family)).inc();
     }
 
     pub(super) fn failed(&self, family: IpFamily) {
