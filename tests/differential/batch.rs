@@ -1,5 +1,6 @@
 //! Many cases at once: into the API server, through both programs, and asked from everywhere.
 
+mod affinity;
 mod objects;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,6 +80,7 @@ impl LabOfTwo {
         let mut asked: Vec<Asked> = flows.into_iter().map(Asked::new).collect();
         self.ask(&mut asked, PATIENCE).await?;
         judged.count(&asked);
+        judged.differences = self.wanderers(&services, &asked).await?;
         judged.times = [loaded, started.elapsed() - loaded];
         for _ in 0..ROUNDS {
             asked.retain(|asked| {

@@ -17,23 +17,32 @@ const EXCEPTIONS: &[Exception] = &[];
 
 /// Whether the twins agree on a flow.
 pub(crate) fn same(service: &Service, theirs: &Verdict, ours: &Verdict) -> bool {
-    let spec = service.spec.as_ref();
-    if spec.is_none_or(|spec| spec.session_affinity.as_deref() != Some("ClientIP")) {
+    if !is_sticky(service) {
         return theirs == ours;
     }
     // Each keeps a client at an endpoint, and draws which.
     let rest = |verdict: &Verdict| -> Vec<Outcome> {
         verdict.0.iter().filter(|outcome| !matches!(outcome, Outcome::Reached { .. })).cloned().collect()
     };
-    // One that may use some frontends' endpoints for all, and only those here for others, is soon kept
-    // at one of each. Then the first of them in the program's order takes over the former flows.
-    let policies = spec.map(|spec| [&spec.external_traffic_policy, &spec.internal_traffic_policy]);
-    let two_pools = policies.iter().flatten().any(|policy| policy.as_deref() == Some("Local"));
+    // One that may be kept at an endpoint of either pool soon is kept at both. Then the first of them in
+    // the program's order takes over flows that the other had.
     let many = |verdict: &Verdict| match verdict.reached().count() {
-        count if two_pools => count.min(1),
+        count if has_two_pools(service) => count.min(1),
         count => count,
     };
     many(theirs) == many(ours) && rest(theirs) == rest(ours)
+}
+
+/// Whether a client stays with its endpoint.
+pub(crate) fn is_sticky(service: &Service) -> bool {
+    service.spec.as_ref().is_some_and(|spec| spec.session_affinity.as_deref() == Some("ClientIP"))
+}
+
+/// Whether some of its addresses lead to all endpoints, and others only to those on the node.
+pub(crate) fn has_two_pools(service: &Service) -> bool {
+    let policies =
+        service.spec.iter().flat_map(|spec| [&spec.external_traffic_policy, &spec.internal_traffic_policy]);
+    policies.into_iter().any(|policy| policy.as_deref() == Some("Local"))
 }
 
 /// The heading of the exception that covers a difference, if one does.
