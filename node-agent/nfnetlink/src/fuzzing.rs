@@ -2,6 +2,7 @@
 
 use crate::batch::Batch;
 use crate::chain::Chain;
+use crate::conntrack::Flow;
 use crate::dump::Generation;
 use crate::element::Element;
 use crate::monitor;
@@ -21,6 +22,7 @@ pub fn datagram(bytes: &[u8]) {
         Answer::decode(&message);
         Generation::decode(&message);
         monitor::decode(&message);
+        Flow::decode(&message);
         settles(&message, Table::decode, |batch, _, table| batch.add_table(table));
         settles(&message, Chain::decode, Batch::add_chain);
         settles(&message, Rule::decode, Batch::add_rule);

@@ -1,5 +1,5 @@
 //! nf_tables over netlink: batches out, dumps and notifications in, without the `nft`
-//! program.
+//! program; and what conntrack needs of the same ([`conntrack`]).
 //!
 //! ```text
 //! Batch ──commit──▶ Socket ──▶ kernel      all changes or none; errors name the change
@@ -29,6 +29,7 @@
 
 mod batch;
 mod chain;
+pub mod conntrack;
 mod data_types;
 mod dump;
 mod element;
