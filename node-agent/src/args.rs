@@ -28,7 +28,7 @@ pub enum Verb {
     /// Prints where a connection goes and why, by what is in the kernel now.
     Explain(ExplainArgs),
     /// Removes our tables.
-    Cleanup,
+    Cleanup(CleanupArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -44,7 +44,7 @@ pub struct RunArgs {
     /// Does what needs more than CAP_NET_ADMIN, and ends.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set, hide_possible_values = true)]
     pub init_only: bool,
-    /// Does what `cleanup` does, and ends.
+    /// Does what `cleanup --kube-proxy` does, and ends.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set, hide_possible_values = true)]
     pub cleanup: bool,
 }
@@ -87,6 +87,13 @@ pub struct ExplainArgs {
     pub interface: Option<InterfaceName>,
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArgs {
+    /// Removes kube-proxy's rules too, as its own --cleanup does.
+    #[arg(long)]
+    pub kube_proxy: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]

@@ -52,7 +52,7 @@ mod tests {
         ] {
             assert!(matches!(parsed(line).unwrap().verb, Verb::Run(_)), "{line:?}");
         }
-        assert!(matches!(parsed(&["cleanup"]).unwrap().verb, Verb::Cleanup));
+        assert!(matches!(parsed(&["cleanup"]).unwrap().verb, Verb::Cleanup(_)));
         for about_all in ["--help", "--version"] {
             assert_eq!(parsed(&[about_all]).unwrap_err().exit_code(), 0);
         }

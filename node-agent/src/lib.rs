@@ -14,6 +14,7 @@ pub mod health;
 pub mod health_checks;
 pub mod host;
 pub mod kube_proxy;
+pub mod leftovers;
 pub mod local;
 pub mod localhost;
 pub mod metrics;

@@ -17,6 +17,7 @@ use crate::args::{Cli, RunArgs, Verb};
 use crate::config::Listen;
 use crate::health::Health;
 use crate::kube_proxy::file;
+use crate::leftovers::{self, Report, take_over::take_over};
 use crate::metrics::Metrics;
 use crate::nft::kernel;
 use crate::settings::Settings;
@@ -37,7 +38,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
         Verb::Plan(args) => print_plan(&args),
         Verb::Dump(args) => dump::print(&args),
         Verb::Explain(args) => explain::print(&args),
-        Verb::Cleanup => clean_up(),
+        Verb::Cleanup(args) => clean_up(args.kube_proxy),
     }
 }
 
@@ -51,7 +52,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         return file::write(path, &settings.source);
     }
     if args.cleanup {
-        return clean_up();
+        return clean_up(true);
     }
     if args.init_only {
         return Ok(());
@@ -83,7 +84,7 @@ async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
 
     let mut tasks = Tasks::new(cancel.clone());
     let configz = serde_json::json!({ CONFIGZ: settings.source.written() }).to_string();
-    let own_routes = standard_routes(readiness, registry)
+    let own_routes = standard_routes(readiness.clone(), registry)
         .get("/proxyMode", |_| text(StatusCode::OK, "nftables"))
         .get("/configz", move |_| json(StatusCode::OK, configz.clone()));
     let servers = [
@@ -96,7 +97,7 @@ async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
             if settings.hard_fail {
                 tasks.spawn(name, http::serve(address, routes, cancel));
             } else {
-                tasks.spawn(name, http::serve_once_free(address, routes, cancel));
+                tasks.spawn(name, http::serve_once_free(address, routes, readiness.task(name), cancel));
             }
         }
     }
@@ -104,6 +105,7 @@ async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
     let watching = watch_with(Source::Kube(client), config.watches(), options, tx);
     let stop = cancel.clone();
     tasks.spawn("watch", async move { stop.run_until_cancelled(watching).await.unwrap_or(Ok(())) });
+    tasks.spawn("take-over", take_over(readiness, cancel.clone()));
     tasks.spawn("agent", agent.run(rx, cancel));
     tokio::select! {
         ended = tasks.join_all(DRAIN) => ended,
@@ -111,8 +113,16 @@ async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
     }
 }
 
-fn clean_up() -> anyhow::Result<()> {
-    kernel::cleanup().context("removing our tables needs CAP_NET_ADMIN")
+#[expect(clippy::print_stdout, reason = "the answer of a command line verb")]
+fn clean_up(kube_proxys_too: bool) -> anyhow::Result<()> {
+    kernel::cleanup().context("removing our tables needs CAP_NET_ADMIN")?;
+    if kube_proxys_too {
+        let report = leftovers::remove()?;
+        let none = "nothing of kube-proxy's is here".to_owned();
+        println!("{}", if report == Report::default() { none } else { report.to_string() });
+        anyhow::ensure!(report.left.is_empty(), "not all of kube-proxy's could be removed");
+    }
+    Ok(())
 }
 
 /// As kube-proxy: where it may not, it goes on.

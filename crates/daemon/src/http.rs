@@ -19,6 +19,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::ReadyToken;
+
 pub type Response = hyper::Response<Full<Bytes>>;
 pub type Request = hyper::http::request::Parts;
 
@@ -186,12 +188,14 @@ async fn serve_connection(stream: TcpStream, router: &Router, limits: Limits, ca
 }
 
 /// As [`serve`]; while the address is taken, or not on this host, it is tried again.
+/// The token is done once we listen.
 ///
 /// # Errors
 /// None so far.
 pub async fn serve_once_free(
     address: SocketAddr,
     router: Router,
+    listening: ReadyToken,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut refused = false;
@@ -210,9 +214,7 @@ pub async fn serve_once_free(
         }
     };
     let Some(listener) = cancel.run_until_cancelled(bound).await else { return Ok(()) };
-    if refused {
-        tracing::info!(%address, "listening after all");
-    }
+    listening.done();
     Server { listener, router: Arc::new(router) }.run(cancel).await
 }
 
