@@ -111,7 +111,8 @@ impl PrimaryIps {
     }
 }
 
-fn loopback(family: IpFamily) -> IpNet {
+/// The addresses that never leave a host.
+pub fn loopback(family: IpFamily) -> IpNet {
     let (address, length) = match family {
         IpFamily::V4 => (IpAddr::from(Ipv4Addr::LOCALHOST), 8),
         IpFamily::V6 => (IpAddr::from(Ipv6Addr::LOCALHOST), 128),

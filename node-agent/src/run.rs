@@ -18,6 +18,7 @@ use crate::config::Listen;
 use crate::health::Health;
 use crate::kube_proxy::file;
 use crate::leftovers::{self, Report, take_over::take_over};
+use crate::localhost::RejectedOnLoopback;
 use crate::metrics::Metrics;
 use crate::nft::kernel;
 use crate::settings::Settings;
@@ -72,6 +73,7 @@ async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
         daemon::metrics::register_process(&mut registry);
         let watch_metrics = WatchMetrics::default();
         watch_metrics.register(registry.sub_registry_with_prefix("fairlead_node_agent"));
+        RejectedOnLoopback::register(&config, &mut registry);
         (Metrics::register(&mut registry), watch_metrics)
     };
     let health = Health::new(settings.sync_period);

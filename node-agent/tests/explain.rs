@@ -173,7 +173,7 @@ fn what_is_in_the_kernel_counts_and_not_what_should_be_there() {
     in_namespace(|| {
         program();
         nft(&["insert", "rule", "ip", "fairlead", "services", "ip", "saddr", "203.0.113.5", "drop"]);
-        nft(&["add", "rule", "ip", "fairlead", "services", "counter"]);
+        nft(&["add", "rule", "ip", "fairlead", "services", "accept"]);
         nft(&["add", "chain", "ip", "fairlead", "mine"]);
         nft(&["add", "table", "ip", "kube-proxy"]);
         let answer = explain("203.0.113.5", "10.96.0.0:80");

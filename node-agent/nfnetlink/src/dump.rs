@@ -111,6 +111,15 @@ impl Socket {
         self.list("rules", NFT_MSG_GETRULE, Some(table.family), filter, Rule::decode)
     }
 
+    /// As [`Socket::rules`], of one chain; none if that does not exist.
+    pub fn rules_of_chain(&mut self, table: TableRef<'_>, chain: &str) -> Result<Vec<Listed<Rule>>> {
+        let filter = |w: &mut Writer| {
+            w.name(NFTA_RULE_TABLE, table.name);
+            w.name(NFTA_RULE_CHAIN, chain);
+        };
+        self.list("rules", NFT_MSG_GETRULE, Some(table.family), filter, Rule::decode)
+    }
+
     /// The sets and maps of a table; none if the table does not exist.
     pub fn sets(&mut self, table: TableRef<'_>) -> Result<Vec<Listed<Set>>> {
         let filter = |w: &mut Writer| w.name(NFTA_SET_TABLE, table.name);

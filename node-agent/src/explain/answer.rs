@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::Serialize;
-use service_model::IpFamily;
+use service_model::{IpFamily, Protocol};
 
 use super::words;
 use crate::nft::evaluate::{self, Fate, Hop, Packet, Trace};
@@ -195,8 +195,22 @@ fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, pack
                 .filter(|reason| !reason.is_empty())
                 .unwrap_or_else(|| "its endpoints are being replaced at this moment".to_owned())
         }
+        Fate::Untouched if is_for_the_proxy(outcome, mirror, packet) => {
+            "a NodePort on loopback: node-agent's own proxy listens there while the Service has endpoints that its \
+             policy allows"
+                .to_owned()
+        }
         Fate::Untouched => neighbours(mirror, packet),
     }
+}
+
+/// Rules about loopback are there only if it is to be served.
+fn is_for_the_proxy(outcome: &evaluate::Outcome<'_>, mirror: &Mirror, packet: Packet) -> bool {
+    let about_loopback = |hop: &Hop<'_>| hop.rule.matches.contains(&Match::ToLoopback);
+    packet.protocol == Protocol::Tcp
+        && packet.destination.is_loopback()
+        && mirror.frontends.contains_key(&packet.frontend(Shape::NodePort))
+        && outcome.hops.iter().any(about_loopback)
 }
 
 /// Why nothing of ours is about the packet, and what it may have been meant for.

@@ -16,6 +16,8 @@ pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
         Match::ToThisHost => format!("{destination} is {not}an address of this host other than loopback"),
         Match::From(network) => inside(source, network, holds),
         Match::NotFrom(network) => inside(source, network, !holds),
+        Match::ToLoopback => format!("{destination} is {not}a loopback address"),
+        Match::Over(protocol) => format!("it is {not}{protocol}"),
         Match::FromInterface(interfaces) => came_in_by(interface, interfaces, holds),
         Match::NotFromInterface(interfaces) => came_in_by(interface, interfaces, !holds),
         Match::FromThisHost => format!("{source} is {not}an address of this host"),
@@ -37,6 +39,8 @@ pub(super) fn is_policy(matched: &Match) -> bool {
         | Match::To(..)
         | Match::ToNodeAddress
         | Match::ToThisHost
+        | Match::ToLoopback
+        | Match::Over(_)
         | Match::Marked
         | Match::Hairpin => false,
     }
@@ -50,6 +54,7 @@ pub(super) fn is_about_interfaces(matched: &Match) -> bool {
 pub(super) fn deed(action: Action) -> String {
     match action {
         Action::Goto(chain) => format!("goes on in {chain}"),
+        Action::Count => "is counted".to_owned(),
         Action::Mark => "is to be masqueraded".to_owned(),
         Action::Dnat { .. } => "takes one of the endpoints at random".to_owned(),
         Action::Keep { .. } => {
@@ -66,6 +71,7 @@ pub(super) fn deed(action: Action) -> String {
 pub(super) fn omission(action: Action) -> String {
     match action {
         Action::Goto(chain) => format!("does not go on in {chain}"),
+        Action::Count => "is not counted".to_owned(),
         Action::Mark => "is not to be masqueraded by this rule".to_owned(),
         Action::Dnat { .. } => "takes none of these endpoints".to_owned(),
         Action::Keep { .. } => "is kept by no endpoint".to_owned(),

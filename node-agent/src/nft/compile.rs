@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use nfnetlink::expr::{Bitwise, Cmp, CmpOp, CtState, Reject};
+use nfnetlink::expr::{Bitwise, Cmp, CmpOp, Counter, CtState, Reject};
 use nfnetlink::{Chain, ChainKind, Expr, Family, Field, Hook, MapData, Reg, Rule, Set, TableRef, Value};
 use service_model::{IpFamily, Protocol};
 
@@ -12,6 +12,7 @@ use super::layout::{Frontend, MASQUERADE_MARK, MAX_TARGETS, SetName, Shape, TABL
 use super::ruleset::{Action, ChainName, HookPoint, Match, Rule as OurRule};
 use super::step::Hairpin;
 use crate::local::Interfaces;
+use crate::nodeport_addresses::loopback;
 
 /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h)
 const DESTINATION_TRANSLATED: u32 = 0x20;
@@ -206,11 +207,7 @@ fn expressions_of_match(of: IpFamily, matched: &Match, exprs: &mut Vec<Expr>) {
         Match::ToThisHost => {
             exprs.extend(Expr::daddr_is_local());
             exprs.push(Expr::daddr(fam, Reg::R1));
-            let loopback = match of {
-                IpFamily::V4 => IpNet::new(Ipv4Addr::LOCALHOST.into(), 8),
-                IpFamily::V6 => IpNet::new(Ipv6Addr::LOCALHOST.into(), 128),
-            };
-            compare_network(loopback.expect("a valid length").trunc(), CmpOp::NotEqual, exprs);
+            compare_network(loopback(of), CmpOp::NotEqual, exprs);
         }
         Match::From(network) => {
             exprs.push(Expr::saddr(fam, Reg::R1));
@@ -219,6 +216,14 @@ fn expressions_of_match(of: IpFamily, matched: &Match, exprs: &mut Vec<Expr>) {
         Match::NotFrom(network) => {
             exprs.push(Expr::saddr(fam, Reg::R1));
             compare_network(*network, CmpOp::NotEqual, exprs);
+        }
+        Match::ToLoopback => {
+            exprs.push(Expr::daddr(fam, Reg::R1));
+            compare_network(loopback(of), CmpOp::Equal, exprs);
+        }
+        Match::Over(protocol) => {
+            exprs.push(Expr::l4proto(Reg::R1));
+            exprs.push(Expr::eq(Reg::R1, Value::new().u8(protocol.number())));
         }
         Match::FromInterface(interfaces) => compare_interface(*interfaces, CmpOp::Equal, exprs),
         Match::NotFromInterface(interfaces) => compare_interface(*interfaces, CmpOp::NotEqual, exprs),
@@ -272,6 +277,7 @@ fn expressions_of_action(of: IpFamily, action: Action, exprs: &mut Vec<Expr>) {
             let set_bit = Expr::mask32(Reg::R1, !MASQUERADE_MARK, MASQUERADE_MARK);
             exprs.extend([Expr::mark(Reg::R1), set_bit, Expr::set_mark(Reg::R1)]);
         }
+        Action::Count => exprs.push(Counter::default().into()),
         Action::Dnat { shape, pool, modulus } => {
             let at = registers(of, shape);
             load_key(of, shape, exprs);

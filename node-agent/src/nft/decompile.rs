@@ -149,7 +149,7 @@ impl Dictionary {
 fn every_kind_of_config() -> Vec<Config> {
     let cidrs: ClusterCidrs = "10.244.0.0/16,fd00:10:244::/56".parse().expect("two networks");
     let mut configs = Vec::new();
-    for nodeport_addresses in ["primary", "all"] {
+    for nodeport_addresses in ["primary", "all", "all,localhost"] {
         for masquerade_all in [false, true] {
             configs.push(Config {
                 node_name: "any".into(),
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_told() {
         let dictionary = Dictionary::new(IpFamily::V4);
-        let foreign = [nfnetlink::Rule::new("services", [nfnetlink::expr::Counter::default().into()])];
+        let foreign = [nfnetlink::Rule::new("services", [Expr::mark(nfnetlink::Reg::R1)])];
         let read = dictionary.decompile([("services", &foreign[..]), ("mine", &[][..])]);
         assert_eq!(
             read.oddities[..2],

@@ -204,6 +204,7 @@ impl<'a> Walk<'a> {
             match rule.action {
                 Action::Goto(next) => return self.follow(next, at, ways, note),
                 Action::Mark => at.marked = true,
+                Action::Count => {}
                 Action::Drop => return ways.push((End::Dropped, at)),
                 Action::Reject => return ways.push((End::Refused, at)),
                 Action::Masquerade | Action::UnmarkAndMasquerade => {
@@ -243,6 +244,8 @@ impl<'a> Walk<'a> {
             Match::ToThisHost => self.is_ours(destination) && !destination.is_loopback(),
             Match::From(network) => network.contains(&source),
             Match::NotFrom(network) => !network.contains(&source),
+            Match::ToLoopback => destination.is_loopback(),
+            Match::Over(other) => protocol == *other,
             Match::FromInterface(interfaces) => interfaces.contain(interface),
             Match::NotFromInterface(interfaces) => !interfaces.contain(interface),
             Match::FromThisHost => self.sent,

@@ -5,8 +5,10 @@ use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use nfnetlink::expr::Counter;
 use nfnetlink::{
-    Batch, Chain, Dumped, Element as KernelElement, ElementData, Error, Monitor, Socket, Table, Verdict,
+    Batch, Chain, Dumped, Element as KernelElement, ElementData, Error, Expr, Monitor, Socket, Table,
+    TableRef, Verdict,
 };
 use service_model::IpFamily;
 
@@ -139,10 +141,35 @@ impl Kernel {
         }
         let chains = self.socket.chains(table)?.into_iter().map(|listed| (listed.item.name, Vec::new()));
         let mut chains: ListedChains = chains.collect();
-        for listed in self.socket.rules(table)? {
+        chains.append(&mut self.rules(table)?);
+        Ok(Some(chains))
+    }
+
+    /// As they were written: without what their counters have counted.
+    fn rules(&mut self, table: TableRef<'_>) -> nfnetlink::Result<ListedChains> {
+        let mut chains = ListedChains::new();
+        for mut listed in self.socket.rules(table)? {
+            for expr in &mut listed.item.exprs {
+                if let Expr::Counter(counter) = expr {
+                    *counter = Counter::default();
+                }
+            }
             chains.entry(listed.item.chain.clone()).or_default().push(listed.item);
         }
-        Ok(Some(chains))
+        Ok(chains)
+    }
+
+    /// How many packets the chain has counted; 0 if it is not there.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn counted(&mut self, family: IpFamily, chain: ChainName) -> nfnetlink::Result<u64> {
+        let rules = self.socket.rules_of_chain(compile::table(family), &chain.to_string())?;
+        let counters = rules.iter().flat_map(|listed| &listed.item.exprs).filter_map(|expr| match expr {
+            Expr::Counter(counter) => Some(counter.packets),
+            _ => None,
+        });
+        Ok(counters.sum())
     }
 
     /// Which of the numbers the kernel remembers the client under
@@ -166,7 +193,7 @@ impl Kernel {
 
     /// Whether there is a table of that name in the family.
     pub(super) fn has_table(&mut self, family: IpFamily, name: &str) -> nfnetlink::Result<bool> {
-        Ok(self.socket.table(nfnetlink::TableRef::new(compile::family(family), name))?.is_some())
+        Ok(self.socket.table(TableRef::new(compile::family(family), name))?.is_some())
     }
 
     fn send(&mut self, batch: &mut Batch, announced: bool) -> nfnetlink::Result<()> {
@@ -195,10 +222,7 @@ impl Kernel {
         let Some(listed) = self.socket.table(table)? else { return Ok(Structure::default()) };
         let unusable = listed.item != Table::new(table.family, TABLE);
         let mut structure = Structure { exists: true, unusable, ..Structure::default() };
-        let mut rules: BTreeMap<String, Vec<nfnetlink::Rule>> = BTreeMap::new();
-        for listed in self.socket.rules(table)? {
-            rules.entry(listed.item.chain.clone()).or_default().push(listed.item);
-        }
+        let mut rules = self.rules(table)?;
         let wanted: BTreeMap<String, ChainName> =
             ruleset.chains.iter().map(|c| (c.name.to_string(), c.name)).collect();
         for listed in self.socket.chains(table)? {

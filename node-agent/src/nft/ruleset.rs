@@ -15,7 +15,7 @@
 use std::fmt;
 
 use ipnet::IpNet;
-use service_model::IpFamily;
+use service_model::{IpFamily, Protocol};
 
 use super::layout::{FAMILIES, Group, Pool, Shape, SizeClass};
 use crate::config::Config;
@@ -47,6 +47,8 @@ pub enum ChainName {
     Services(Shape),
     External(Shape),
     ExternalLocal(Shape),
+    /// NodePorts on loopback that nothing can serve there.
+    RejectOnLoopback(Protocol),
     /// Picks the chain for the number of endpoints.
     Spread(Shape, Pool),
     /// Picks one of so many endpoints.
@@ -87,6 +89,8 @@ pub enum Match {
     ToNodeAddress,
     /// The destination is an address of this host, other than loopback.
     ToThisHost,
+    ToLoopback,
+    Over(Protocol),
     From(IpNet),
     NotFrom(IpNet),
     /// It came in by one of them.
@@ -104,6 +108,8 @@ pub enum Action {
     Goto(ChainName),
     /// Ask for masquerading, and go on.
     Mark,
+    /// Count the packet, and go on.
+    Count,
     /// Draw an index below `modulus`; if it is taken, go to its endpoint.
     Dnat {
         shape: Shape,
@@ -127,13 +133,16 @@ pub enum Action {
 /// a third of the indexes is free: one connection in 729 takes the last resort.
 const DRAWS: usize = 6;
 
+/// Where `--nodeport-addresses` names loopback, TCP has a proxy there and these have not.
+pub const UNSERVED_ON_LOOPBACK: [Protocol; 2] = [Protocol::Udp, Protocol::Sctp];
+
 impl Ruleset {
     pub fn new(family: IpFamily, config: &Config) -> Self {
         let mut chains = vec![
             Chain::new(ChainName::NatPrerouting, dispatch(family, config)),
             Chain::new(ChainName::NatOutput, dispatch(family, config)),
             Chain::new(ChainName::NatPostrouting, postrouting()),
-            Chain::new(ChainName::FilterInput, verdicts(family, config, &[Shape::NodePort, Shape::Vip])),
+            Chain::new(ChainName::FilterInput, input(family, config)),
             Chain::new(ChainName::FilterForward, verdicts(family, config, &[Shape::Vip])),
             Chain::new(ChainName::FilterOutput, verdicts(family, config, &[Shape::Vip])),
         ];
@@ -154,6 +163,12 @@ impl Ruleset {
                 chains.extend(SizeClass::all().map(|class| {
                     Chain::new(ChainName::Balance(shape, pool, class), balance(shape, pool, class))
                 }));
+            }
+        }
+        if config.answers_on_loopback(family) {
+            for protocol in UNSERVED_ON_LOOPBACK {
+                let rules = vec![Rule::always(Action::Count), Rule::always(Action::Reject)];
+                chains.push(Chain::new(ChainName::RejectOnLoopback(protocol), rules));
             }
         }
         Self { family, chains }
@@ -263,6 +278,29 @@ fn verdicts(family: IpFamily, config: &Config, shapes: &[Shape]) -> Vec<Rule> {
     rules
 }
 
+fn input(family: IpFamily, config: &Config) -> Vec<Rule> {
+    let mut rules = verdicts(family, config, &[Shape::NodePort, Shape::Vip]);
+    rules.extend(refused_on_loopback(family, config));
+    rules
+}
+
+/// What no proxy serves on loopback is refused there, and counted, as kube-proxy does.
+fn refused_on_loopback(family: IpFamily, config: &Config) -> Vec<Rule> {
+    if !config.answers_on_loopback(family) {
+        return Vec::new();
+    }
+    let rule = |protocol| Rule {
+        matches: vec![
+            Match::New,
+            Match::ToLoopback,
+            Match::Over(protocol),
+            Match::To(Shape::NodePort, Group::Served),
+        ],
+        action: Action::Goto(ChainName::RejectOnLoopback(protocol)),
+    };
+    UNSERVED_ON_LOOPBACK.map(rule).into()
+}
+
 impl Chain {
     fn new(name: ChainName, rules: Vec<Rule>) -> Self {
         Self { name, rules }
@@ -323,6 +361,9 @@ impl fmt::Display for ChainName {
             ChainName::Services(Shape::NodePort) => f.write_str("nodeports"),
             ChainName::External(shape) => write!(f, "{}external", prefix(shape)),
             ChainName::ExternalLocal(shape) => write!(f, "{}ext-local", prefix(shape)),
+            ChainName::RejectOnLoopback(protocol) => {
+                write!(f, "loopback-reject-{}", protocol.to_string().to_lowercase())
+            }
             ChainName::Spread(shape, pool) => write!(f, "{}{}spread", prefix(shape), local(pool)),
             ChainName::Balance(shape, pool, class) => {
                 write!(f, "{}{}lb-{}", prefix(shape), local(pool), class.slots())

@@ -5,11 +5,12 @@ mod affinity;
 mod full_table;
 mod hosts;
 mod local;
+mod loopback;
 mod talk;
 mod worlds;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use hosts::{Ground, Host};
@@ -69,7 +70,8 @@ fn foretold_by(
     let mirror = ground.node.run(|| Kernel::open().unwrap().observe(&rulesets).unwrap());
     let ruleset = rulesets.iter().find(|r| r.family == IpFamily::of(to.ip())).unwrap();
     let source = client.address(to.ip());
-    let host = [ground.node.v4.into(), ground.node.v6.into()].into();
+    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let host = loopback.into_iter().chain([ground.node.v4.into(), ground.node.v6.into()]).collect();
     let packet = Packet { source, destination: to.ip(), protocol, port: to.port(), interface };
     fates(ruleset, &mirror, &host, packet)
 }
