@@ -27,6 +27,8 @@ pub enum Verb {
     Dump(DumpArgs),
     /// Prints where a connection goes and why, by what is in the kernel now.
     Explain(ExplainArgs),
+    /// Asks this kernel for all that our tables need, and names what it lacks. Changes nothing.
+    Preflight(PreflightArgs),
     /// Removes our tables.
     Cleanup(CleanupArgs),
 }
@@ -70,6 +72,12 @@ pub struct PlanArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct DumpArgs {
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct PreflightArgs {
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
 }

@@ -20,8 +20,16 @@ pub struct Config {
     /// Masquerade all traffic to ClusterIPs.
     pub masquerade_all: bool,
     pub nodeport_addresses: NodePortAddresses,
+    pub families: Families,
     /// What some of the above leave to the Node object; nothing until it is known.
     pub node: NodeFacts,
+}
+
+/// The families that are served: both, unless the kernel lacks what one needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Families {
+    pub v4: bool,
+    pub v6: bool,
 }
 
 /// What the rules take from the Node object, as it was last said.
@@ -57,6 +65,21 @@ pub enum InvalidFlag {
     NodePorts(String),
     #[error("{0:?} comes twice")]
     Twice(String),
+}
+
+impl Families {
+    pub fn contains(self, family: IpFamily) -> bool {
+        match family {
+            IpFamily::V4 => self.v4,
+            IpFamily::V6 => self.v6,
+        }
+    }
+}
+
+impl Default for Families {
+    fn default() -> Self {
+        Self { v4: true, v6: true }
+    }
 }
 
 impl Config {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nfnetlink::Error;
-use service_model::{Node, ServiceName, World};
+use service_model::{IpFamily, Node, ServiceName, World};
 
 use crate::config::Config;
 use crate::host;
@@ -37,7 +37,7 @@ const LOGGED_STEPS: usize = 60;
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    rulesets: [Ruleset; 2],
+    rulesets: Vec<Ruleset>,
     kernel: Kernel,
     /// The state of the kernel; `None` when in doubt.
     mirror: Option<Mirror>,
@@ -70,7 +70,7 @@ impl Engine {
         let kernel = Kernel::open_listening()
             .context("nf_tables needs CAP_NET_ADMIN and a kernel with CONFIG_NF_TABLES")?;
         Ok(Self {
-            rulesets: Ruleset::both(&config),
+            rulesets: Ruleset::each(&config),
             config,
             kernel,
             mirror: None,
@@ -190,7 +190,7 @@ impl Engine {
             return;
         }
         self.config.node = facts;
-        let rulesets = Ruleset::both(&self.config);
+        let rulesets = Ruleset::each(&self.config);
         if rulesets != self.rulesets {
             self.rulesets = rulesets;
             self.doubt();
@@ -267,7 +267,10 @@ impl Engine {
     /// mirror follows at once, since elements are planned for the tables as they will be.
     fn prepare(&mut self) -> Vec<Step> {
         // While it is not known which addresses answer, those that did go on.
-        let wanted = self.config.answering(&self.host);
+        let mut wanted = self.config.answering(&self.host);
+        if let Some(wanted) = &mut wanted {
+            wanted.retain(|ip| self.config.families.contains(IpFamily::of(*ip)));
+        }
         let Some(mirror) = &mut self.mirror else { return Vec::new() };
         let before = mirror.node_addresses.clone();
         let mut steps = plan_structure(&self.rulesets, mirror).now;
@@ -280,8 +283,10 @@ impl Engine {
         let Some(mirror) = &self.mirror else { return Plan::default() };
         let node = &self.config.node_name;
         let place = Place { node, zone: world.node(node).and_then(Node::zone) };
+        let families = self.config.families;
         let desired = |name: &ServiceName| {
-            world.service(name).map(|s| DesiredService::of(s, world, place)).unwrap_or_default()
+            let service = world.service(name);
+            service.map(|s| DesiredService::of(s, world, place).within(families)).unwrap_or_default()
         };
         self.planner.plan(services, desired, mirror)
     }

@@ -33,7 +33,7 @@ impl Default for FakeNode {
         let Verb::Plan(plan) = Cli::parse_from(command).verb else { unreachable!("the verb is plan") };
         let config = crate::settings::Settings::new(&plan.configured).expect("the flags are right").config;
         let mut fake = Fake::default();
-        let structure = plan_structure(&Ruleset::both(&config), &fake.observe());
+        let structure = plan_structure(&Ruleset::each(&config), &fake.observe());
         fake.commit(&structure.now).expect("an empty kernel takes our tables");
         Self { config, world: World::default(), planner: Planner::default(), fake }
     }

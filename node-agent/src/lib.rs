@@ -20,6 +20,7 @@ pub mod localhost;
 pub mod metrics;
 pub mod nft;
 pub mod nodeport_addresses;
+pub mod preflight;
 pub mod run;
 pub mod select;
 pub mod settings;

@@ -181,7 +181,7 @@ impl fmt::Display for NodePortAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::NodeFacts;
+    use crate::config::{Families, NodeFacts};
     use crate::local::DetectLocal;
 
     fn ips(texts: &[&str]) -> BTreeSet<IpAddr> {
@@ -195,6 +195,7 @@ mod tests {
             detect_local: DetectLocal::NodeCidr,
             masquerade_all: false,
             nodeport_addresses: text.parse().unwrap(),
+            families: Families::default(),
             node: NodeFacts { primary_ips, ..NodeFacts::default() },
         }
     }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::agent::Agent;
 use crate::args::{Cli, RunArgs, Verb};
-use crate::config::Listen;
+use crate::config::{Config, Families, Listen};
 use crate::health::Health;
 use crate::kube_proxy::file;
 use crate::leftovers::{self, Report, take_over::take_over};
@@ -23,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::nft::kernel;
 use crate::settings::Settings;
 use crate::verbs::print_plan;
-use crate::{dump, explain};
+use crate::{dump, explain, preflight};
 
 /// Changes that wait in the channel before the watch is held back.
 const QUEUE: usize = 1024;
@@ -39,6 +39,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
         Verb::Plan(args) => print_plan(&args),
         Verb::Dump(args) => dump::print(&args),
         Verb::Explain(args) => explain::print(&args),
+        Verb::Preflight(args) => preflight::print(&args),
         Verb::Cleanup(args) => clean_up(args.kube_proxy),
     }
 }
@@ -65,7 +66,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
 async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen()?;
     let cancel = shutdown.token();
-    let config = settings.config;
+    let config = Config { families: served_families()?, ..settings.config };
     let readiness = Readiness::default();
     let registry = Arc::new(Mutex::new(Registry::default()));
     let (metrics, watch_metrics) = {
@@ -132,4 +133,20 @@ fn adjust_oom_score(score: i32) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
         tracing::debug!(score, %error, "the OOM score stays as it is");
     }
+}
+
+/// What this kernel lacks is told, and switches off the family that needs it.
+fn served_families() -> anyhow::Result<Families> {
+    let report = preflight::check()?;
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+    let families = report.families()?;
+    if families != Families::default() {
+        tracing::error!(
+            lacks = report.lacks(),
+            "this kernel cannot serve one of the address families; it is left out"
+        );
+    }
+    Ok(families)
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use daemon::log::LogFormat;
 
 use crate::args::Configured;
-use crate::config::{ClusterCidrs, Config, Listen, NodeFacts};
+use crate::config::{ClusterCidrs, Config, Families, Listen, NodeFacts};
 use crate::kube_proxy::unheeded::unheeded;
 use crate::kube_proxy::{KubeProxyConfiguration, file};
 use crate::local::{DetectLocal, LocalMode};
@@ -85,6 +85,7 @@ impl Settings {
             detect_local: detect_local(&source)?,
             masquerade_all,
             nodeport_addresses: nodeport_addresses(&source).context("nodePortAddresses")?,
+            families: Families::default(),
             node: NodeFacts::default(),
         };
         let kubeconfig = &source.client_connection.kubeconfig;

@@ -33,7 +33,7 @@ fn plans(path: &Path, config: &Config) -> anyhow::Result<[Plan; 3]> {
     let node = config.node.after(world.node(&config.node_name));
     let config = &Config { node, ..config.clone() };
     let (mut planner, mut mirror) = (Planner::default(), Mirror::default());
-    let structure = plan_structure(&Ruleset::both(config), &mirror);
+    let structure = plan_structure(&Ruleset::each(config), &mirror);
     structure.now.iter().for_each(|step| mirror.follow(step));
     // The host's addresses are not in the folder: those that the Node names are taken for its.
     let addresses = config.answering(&node.primary_ips.iter().collect()).unwrap_or_default();

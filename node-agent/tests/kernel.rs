@@ -54,7 +54,7 @@ fn lives_and_dies(happenings: &[(Happening, bool)]) {
     }
     assert_eq!(Kernel::open().unwrap().generation().unwrap(), before, "and does not commit");
 
-    let programmed = Kernel::open().unwrap().observe(&Ruleset::both(&config())).unwrap();
+    let programmed = Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap();
     let fresh = plan_into_fake(&mut agent);
     assert_eq!(holes(&programmed), Vec::<String>::new());
     assert_eq!(programmed.hairpins, fresh.hairpins);
@@ -158,7 +158,7 @@ fn the_hosts_nft_reads_what_it_listed() {
             endpoints: (1..=20).map(|n| (n, n % 2 == 0)).collect(),
         }));
         engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
-        let programmed = || Kernel::open().unwrap().observe(&Ruleset::both(&config())).unwrap().affinities;
+        let programmed = || Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap().affinities;
         let (before, written) = (nft(&["list", "ruleset"]), programmed());
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("flush ruleset\n{before}")).unwrap();
@@ -276,7 +276,7 @@ fn a_start_with_many_services_is_made_in_parts_and_a_restart_writes_nothing() {
         let generation = Kernel::open().unwrap().generation().unwrap();
         engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
         assert_eq!(Kernel::open().unwrap().generation().unwrap() - generation, 3);
-        let programmed = Kernel::open().unwrap().observe(&Ruleset::both(&config())).unwrap();
+        let programmed = Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap();
         assert_eq!(programmed.frontends.len(), 2500);
 
         let mut again = Engine::new(config()).unwrap();

@@ -11,7 +11,7 @@ use service_model::{
 };
 
 use super::*;
-use crate::config::NodeFacts;
+use crate::config::{Families, NodeFacts};
 use crate::local::DetectLocal;
 
 const PLACE: Place<'static> = Place { node: "here", zone: None };
@@ -49,6 +49,7 @@ fn config(nodeport_addresses: &str) -> Config {
         detect_local: DetectLocal::NodeCidr,
         masquerade_all: false,
         nodeport_addresses: nodeport_addresses.parse().unwrap(),
+        families: Families::default(),
         node: NodeFacts::default(),
     }
 }

@@ -14,7 +14,7 @@ use service_model::IpFamily;
 use super::affinity::AffinityKey;
 use super::ruleset::{Action, Chain, ChainName, Match, Rule, Ruleset};
 use super::{affinity_rules, compile};
-use crate::config::{ClusterCidrs, Config, NodeFacts};
+use crate::config::{ClusterCidrs, Config, Families, NodeFacts};
 use crate::local::{DetectLocal, InterfaceName, Interfaces};
 
 /// What this version can write in one family.
@@ -57,6 +57,21 @@ impl Dictionary {
             matches,
             actions,
         }
+    }
+
+    /// All chains that this version knows.
+    pub(super) fn chains(&self) -> impl Iterator<Item = ChainName> {
+        self.chains.values().copied()
+    }
+
+    /// One match or action of each kind: of those that differ in a name or a number only, the first.
+    pub(super) fn kinds_of_expressions(&self) -> Vec<&[Expr]> {
+        let mut seen = BTreeSet::new();
+        let matches = self.matches.iter().map(|(exprs, _)| exprs);
+        let all = matches.chain(self.actions.iter().map(|(exprs, _)| exprs));
+        all.filter(|exprs| seen.insert(exprs.iter().map(kind).collect::<Vec<_>>()))
+            .map(Vec::as_slice)
+            .collect()
     }
 
     /// Reads a table's chains; `chains` has the name and the rules of each, in the kernel's order.
@@ -145,6 +160,17 @@ impl Dictionary {
     }
 }
 
+/// The kind of an expression, and what of it the kernel may know or not.
+fn kind(expr: &Expr) -> String {
+    let text = format!("{expr:?}");
+    let name = text.split(['(', ' ']).next().unwrap_or_default();
+    match expr {
+        Expr::Meta(meta) => format!("{name} {:?}", meta.key),
+        Expr::Ct(ct) => format!("{name} {:?}", ct.key),
+        _ => name.to_owned(),
+    }
+}
+
 /// Between them they have every match and action that rules are made of, apart from parameters.
 fn every_kind_of_config() -> Vec<Config> {
     let cidrs: ClusterCidrs = "10.244.0.0/16,fd00:10:244::/56".parse().expect("two networks");
@@ -156,6 +182,7 @@ fn every_kind_of_config() -> Vec<Config> {
                 detect_local: DetectLocal::ClusterCidr(cidrs),
                 masquerade_all,
                 nodeport_addresses: nodeport_addresses.parse().expect("keywords"),
+                families: Families::default(),
                 node: NodeFacts::default(),
             });
         }

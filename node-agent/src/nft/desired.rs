@@ -9,6 +9,7 @@ use super::affinity::{AffinityKey, DesiredAffinity};
 use super::groups::Groups;
 use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SizeClass, Target};
 use super::step::Hairpin;
+use crate::config::Families;
 use crate::select::{Place, Selection, select};
 
 /// All that one Service asks for.
@@ -52,6 +53,17 @@ impl DesiredService {
             }
         }
         desired
+    }
+
+    /// Without what is of a family that is not served.
+    #[must_use]
+    pub fn within(mut self, families: Families) -> Self {
+        if families != Families::default() {
+            self.frontends.retain(|frontend, _| families.contains(frontend.family()));
+            self.hairpins.retain(|hairpin| families.contains(IpFamily::of(hairpin.target.ip)));
+            self.affinities.retain(|key, _| families.contains(key.family));
+        }
+        self
     }
 
     fn add_port(

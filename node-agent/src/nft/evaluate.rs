@@ -307,7 +307,7 @@ pub fn holes(state: &Mirror) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, NodeFacts};
+    use crate::config::{Config, Families, NodeFacts};
     use crate::local::DetectLocal;
     use crate::nft::layout::{Pool, SizeClass};
     use crate::nft::step::Element;
@@ -320,6 +320,7 @@ mod tests {
             detect_local: DetectLocal::ClusterCidr("10.244.0.0/16".parse().unwrap()),
             masquerade_all: false,
             nodeport_addresses: NodePortAddresses::default(),
+            families: Families::default(),
             node: NodeFacts::default(),
         };
         let ruleset = Ruleset::new(IpFamily::V4, &config);

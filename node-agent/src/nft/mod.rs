@@ -21,6 +21,7 @@ pub mod layout;
 pub mod mirror;
 pub mod others;
 pub mod plan;
+pub mod probe;
 pub mod reading;
 pub mod ruleset;
 pub mod step;

@@ -174,8 +174,10 @@ impl Ruleset {
         Self { family, chains }
     }
 
-    pub fn both(config: &Config) -> [Self; 2] {
-        FAMILIES.map(|family| Self::new(family, config))
+    /// One for each family that is served.
+    pub fn each(config: &Config) -> Vec<Self> {
+        let served = FAMILIES.into_iter().filter(|family| config.families.contains(*family));
+        served.map(|family| Self::new(family, config)).collect()
     }
 
     pub fn chain(&self, name: ChainName) -> Option<&Chain> {

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use node_agent::config::{Config, NodeFacts};
+use node_agent::config::{Config, Families, NodeFacts};
 use node_agent::local::DetectLocal;
 use node_agent::nft::affinity::{AffinityChain, AffinityKey};
 use node_agent::nft::desired::DesiredService;
@@ -37,6 +37,7 @@ pub fn config() -> Config {
         detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
         masquerade_all: false,
         nodeport_addresses: NodePortAddresses::default(),
+        families: Families::default(),
         node: NodeFacts::default(),
     }
 }
@@ -166,7 +167,7 @@ impl Agent {
     pub fn plan(&mut self) -> Plan {
         self.world.take_dirty();
         let mut mirror = self.fake.observe();
-        let structure = plan_structure(&Ruleset::both(&config()), &mirror);
+        let structure = plan_structure(&Ruleset::each(&config()), &mirror);
         structure.now.iter().for_each(|step| mirror.follow(step));
         let mut plan = structure;
         let addresses: BTreeSet<IpAddr> = [IpAddr::from([172, 30, 0, 11])].into();

@@ -95,10 +95,10 @@ fn remembered(ground: &Ground, family: Family) -> BTreeMap<IpAddr, BTreeSet<u32>
 
 /// The evaluator knows from what the kernel remembers where each client goes.
 fn assert_foretold(ground: &Ground, crowd: &Crowd, at: &BTreeMap<IpAddr, String>) {
-    let rulesets = Ruleset::both(&config());
+    let rulesets = Ruleset::each(&config());
     let mirror = ground.node.run(|| Kernel::open().unwrap().observe(&rulesets).unwrap());
     let family = IpFamily::of(crowd.clients[0]);
-    let [v4, v6] = rulesets;
+    let [v4, v6] = <[Ruleset; 2]>::try_from(rulesets).expect("both families are served");
     let (ruleset, held) = match family {
         IpFamily::V4 => (v4, remembered(ground, Family::Ip)),
         IpFamily::V6 => (v6, remembered(ground, Family::Ip6)),

@@ -66,7 +66,7 @@ fn foretold_by(
     protocol: Protocol,
     to: SocketAddr,
 ) -> BTreeSet<Fate> {
-    let rulesets = Ruleset::both(config);
+    let rulesets = Ruleset::each(config);
     let mirror = ground.node.run(|| Kernel::open().unwrap().observe(&rulesets).unwrap());
     let ruleset = rulesets.iter().find(|r| r.family == IpFamily::of(to.ip())).unwrap();
     let source = client.address(to.ip());

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use node_agent::config::{Config, NodeFacts};
+use node_agent::config::{Config, Families, NodeFacts};
 use node_agent::local::DetectLocal;
 use node_agent::nodeport_addresses::NodePortAddresses;
 use service_model::{
@@ -45,6 +45,7 @@ pub(crate) fn config() -> Config {
         detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
         masquerade_all: false,
         nodeport_addresses: NodePortAddresses::default(),
+        families: Families::default(),
         node: NodeFacts::default(),
     }
 }
