@@ -1,5 +1,5 @@
 # Each target is one line into scripts/ or cargo.
-.PHONY: demo test lint fuzz bench clean
+.PHONY: demo test lint fuzz bench bench-node clean
 
 # The whole system on this machine. PROVIDER=aws for the AWS half, KEEP=1 to leave it running.
 demo:
@@ -20,6 +20,10 @@ fuzz:
 # Figures beside the peers', interleaved, median and spread.
 bench:
 	@scripts/bench
+
+# Of these, node-agent beside kube-proxy alone, with more sizes and shapes of Services.
+bench-node:
+	@scripts/bench node
 
 clean:
 	cargo clean

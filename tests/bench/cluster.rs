@@ -22,11 +22,15 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use crate::progress;
+use crate::shape::{MOST_ENDPOINTS, Shape};
 
 pub(crate) const NODE: &str = "bench";
 
 /// Any address of this network is an endpoint that answers.
-const ENDPOINTS: &str = "10.200.0.0/14";
+const ENDPOINTS: &str = "10.128.0.0/10";
+const FIRST_ENDPOINT: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 1);
+/// Addresses of load balancers, for Services that have one.
+const FIRST_INGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
 const ENDPOINT_PORT: u16 = 8080;
 
 const BACKENDS: u8 = 50;
@@ -35,6 +39,7 @@ const IN_FLIGHT: usize = 24;
 /// The order of the fields is the order of the end.
 pub(crate) struct Cluster {
     pub(crate) control_plane: ControlPlane,
+    shape: Shape,
     /// One address and port for each Service, in the order of their creation.
     pub(crate) vips: Vec<SocketAddr>,
     backends: Host,
@@ -44,7 +49,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) async fn start() -> Result<Self> {
+    pub(crate) async fn start(shape: Shape) -> Result<Self> {
         let ground = Ground::claim("bench")?;
         let spawner = Spawner::new(ground.id())?;
         let switch = Switch::create(ground.id())?;
@@ -56,7 +61,9 @@ impl Cluster {
         answer(&backends.netns)?;
         progress("etcd, kube-apiserver, kube-controller-manager, kube-scheduler");
         let host = switch.attach("control-plane", network::CONTROL_PLANE)?;
-        let control_plane = ControlPlane::start(host, &ground, &spawner).await?;
+        // The usual NodePorts are fewer than the Services.
+        let ports = ["--service-node-port-range=20000-49999"];
+        let control_plane = ControlPlane::start_with(host, &ground, &spawner, &ports).await?;
         let manifests =
             [include_str!("../../deploy/namespace.yaml"), include_str!("../../deploy/rbac/node-agent.yaml")];
         control_plane.kubectl.apply(&manifests.join("\n---\n")).await?;
@@ -66,7 +73,7 @@ impl Cluster {
         let address =
             json!({"status": {"addresses": [{"type": "InternalIP", "address": network::v4(BACKENDS + 1)}]}});
         nodes.patch_status(NODE, &PatchParams::default(), &Patch::Merge(address)).await?;
-        Ok(Self { control_plane, vips: Vec::new(), backends, switch, spawner, ground })
+        Ok(Self { shape, control_plane, vips: Vec::new(), backends, switch, spawner, ground })
     }
 
     /// An empty machine whose packets reach the endpoints and the API server.
@@ -91,7 +98,7 @@ impl Cluster {
         Ok(host)
     }
 
-    /// Creates Services, each with one slice of two endpoints, until there are so many.
+    /// Creates Services, each with one slice of endpoints, until there are so many.
     pub(crate) async fn grow_to(&mut self, count: usize) -> Result<()> {
         let first = self.vips.len();
         let requests = (first..count).map(|nth| self.create(nth));
@@ -111,9 +118,18 @@ impl Cluster {
     async fn create(&self, nth: usize) -> Result<SocketAddr> {
         let service = serde_json::from_value(json!({
             "metadata": {"name": name(nth)},
-            "spec": {"ports": [{"name": "http", "port": 80, "targetPort": ENDPOINT_PORT}]},
+            "spec": {
+                "type": if self.shape.exposed { "LoadBalancer" } else { "ClusterIP" },
+                "ports": [{"name": "http", "port": 80, "targetPort": ENDPOINT_PORT}],
+            },
         }))?;
         let service = self.services().create(&PostParams::default(), &service).await?;
+        if self.shape.exposed {
+            let ip = after(FIRST_INGRESS, nth);
+            let status = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": [{"ip": ip}]}}}));
+            self.services().patch_status(&name(nth), &PatchParams::default(), &status).await?;
+        }
+        let first: Vec<Ipv4Addr> = (0..self.shape.endpoints).map(|i| endpoint(nth, i)).collect();
         let slice = serde_json::from_value(json!({
             "metadata": {"name": name(nth), "labels": {
                 "kubernetes.io/service-name": name(nth),
@@ -121,7 +137,7 @@ impl Cluster {
             }},
             "addressType": "IPv4",
             "ports": [{"name": "http", "port": ENDPOINT_PORT, "protocol": "TCP"}],
-            "endpoints": endpoints(&[endpoint(nth, 0), endpoint(nth, 1)]),
+            "endpoints": endpoints(&first),
         }))?;
         self.slices().create(&PostParams::default(), &slice).await?;
         let ip = service.spec.and_then(|spec| spec.cluster_ip).context("every Service has a ClusterIP")?;
@@ -149,9 +165,13 @@ fn name(nth: usize) -> String {
 }
 
 /// An address that only this Service has.
-pub(crate) fn endpoint(service: usize, nth: u32) -> Ipv4Addr {
-    let number = u32::try_from(service).unwrap_or_default() * 8 + nth + 1;
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 200, 0, 0)) + number)
+pub(crate) fn endpoint(service: usize, nth: usize) -> Ipv4Addr {
+    // Some more than it has, for changes.
+    after(FIRST_ENDPOINT, service * (MOST_ENDPOINTS + 4) + nth)
+}
+
+fn after(first: Ipv4Addr, number: usize) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(first) + u32::try_from(number).unwrap_or_default())
 }
 
 fn endpoints(addresses: &[Ipv4Addr]) -> serde_json::Value {

@@ -47,15 +47,20 @@ impl Samples {
 pub(crate) enum Unit {
     Seconds,
     Milliseconds,
+    Microseconds,
     Mebibytes,
+    /// Of one core.
+    Percent,
 }
 
 impl Unit {
-    /// Samples of time are in seconds, samples of memory in bytes.
+    /// Samples of time are in seconds, of memory in bytes, of a core in parts of it.
     fn of(self, value: f64) -> f64 {
         match self {
             Self::Seconds => value,
             Self::Milliseconds => value * 1e3,
+            Self::Microseconds => value * 1e6,
+            Self::Percent => value * 1e2,
             Self::Mebibytes => value / f64::from(1 << 20),
         }
     }
@@ -64,6 +69,8 @@ impl Unit {
         match self {
             Self::Seconds => "s",
             Self::Milliseconds => "ms",
+            Self::Microseconds => "µs",
+            Self::Percent => "% of a core",
             Self::Mebibytes => "MiB",
         }
     }
@@ -92,7 +99,7 @@ impl fmt::Display for Row {
         let peer = self.peer.as_ref();
         let factor = peer
             .and_then(Samples::median)
-            .zip(self.ours.median())
+            .zip(self.ours.median().filter(|ours| *ours > 0.0))
             .map_or_else(|| "—".to_owned(), |(peer, ours)| format!("{}×", three(peer / ours)));
         let peer = peer.map_or_else(|| "—".to_owned(), cell);
         write!(f, "| {}, {} | {} | {peer} | {factor} |", self.what, self.unit.name(), cell(&self.ours))
@@ -127,6 +134,8 @@ mod tests {
         assert_eq!(many.to_string(), "| cold start, ms | 50.0 (1.00 – 100; p99 99.0) | — | — |");
         let alone = Row { ours: Samples::default(), peer: None, ..many };
         assert_eq!(alone.to_string(), "| cold start, ms | — | — | — |");
+        let nothing = Row { ours: samples(&[0.0]), peer: Some(samples(&[0.0])), ..alone };
+        assert!(nothing.to_string().ends_with("| — |"), "nothing has no factor");
     }
 
     #[test]

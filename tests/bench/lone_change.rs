@@ -1,13 +1,15 @@
-//! How long one change of endpoints takes to be served.
+//! How long a change of endpoints takes to be served, alone and among others, and what it costs.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::netns::Netns;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::{Cluster, endpoint, reached};
+use crate::contender::Running;
 use crate::figures::Samples;
 
 /// Between two looks.
@@ -17,16 +19,29 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// From the API server's answer to a patch until a connection reaches a new endpoint.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LoneChanges {
+pub(crate) struct Changes {
     /// Both endpoints are replaced by two others.
     pub(crate) same_count: Samples,
     /// Both are replaced by one.
     pub(crate) other_count: Samples,
+    /// Processor time of a lone change.
+    pub(crate) processor: Samples,
+    /// Each of many that are made one right after the other.
+    pub(crate) back_to_back: Samples,
 }
 
-impl LoneChanges {
+impl Changes {
+    pub(crate) async fn measure(&mut self, cluster: &Cluster, running: &Running, count: usize) -> Result<()> {
+        let family = running.family()?;
+        let before = family.processor_seconds()?;
+        self.lone(cluster, &running.host.netns, count).await?;
+        #[allow(clippy::cast_precision_loss, reason = "a few dozen")]
+        self.processor.add((family.processor_seconds()? - before) / (2 * count) as f64);
+        self.back_to_back(cluster, running, count).await
+    }
+
     /// The two kinds by turns, each with a Service of its own; the next one finds two endpoints again.
-    pub(crate) async fn measure(&mut self, cluster: &Cluster, netns: &Netns, count: usize) -> Result<()> {
+    async fn lone(&mut self, cluster: &Cluster, netns: &Netns, count: usize) -> Result<()> {
         for nth in 0..count {
             let change = Change::of(cluster, nth * 7919)?;
             let (wanted, samples) = if nth.is_multiple_of(2) {
@@ -38,6 +53,27 @@ impl LoneChanges {
             samples.add_time(await_endpoint(netns, change.vip, wanted, Instant::now()).await?);
             cluster.move_endpoints(change.service, &change.before).await?;
             await_endpoint(netns, change.vip, &change.before, Instant::now()).await?;
+        }
+        Ok(())
+    }
+
+    /// As fast as the API server takes them.
+    async fn back_to_back(&mut self, cluster: &Cluster, running: &Running, count: usize) -> Result<()> {
+        let changes = (0..count).map(|nth| Change::of(cluster, nth * 7919)).collect::<Result<Vec<_>>>()?;
+        let mut waiting = JoinSet::new();
+        for Change { service, vip, after, .. } in &changes {
+            cluster.move_endpoints(*service, after).await?;
+            let (netns, vip, after, start) = (running.host.netns.clone(), *vip, *after, Instant::now());
+            waiting.spawn(async move { await_endpoint(&netns, vip, &after, start).await });
+        }
+        while let Some(served) = waiting.join_next().await {
+            self.back_to_back.add_time(served??);
+        }
+        for change in &changes {
+            cluster.move_endpoints(change.service, &change.before).await?;
+        }
+        for change in &changes {
+            await_endpoint(&running.host.netns, change.vip, &change.before, Instant::now()).await?;
         }
         Ok(())
     }

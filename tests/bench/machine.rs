@@ -15,7 +15,7 @@ pub(crate) fn described(plan: &Plan) -> String {
     let sizes: Vec<String> = plan
         .sizes
         .iter()
-        .map(|size| format!("{} starts at {} Services", size.rounds, size.services))
+        .map(|size| format!("{} (the peer: {}) starts at {size}", size.rounds, size.peer_rounds))
         .collect();
     let facts = [
         ("Printed by", format!("`{}`, {}", command(), Timestamp::now().strftime("%F %H:%M UTC"))),
@@ -38,7 +38,8 @@ pub(crate) fn described(plan: &Plan) -> String {
         (
             "Rounds",
             format!(
-                "{} Services applied; of each program, turn by turn, {}, each with {} lone changes and a restart",
+                "{} Services applied; of each program, turn by turn, {}; {} changes of each kind and a restart at \
+                 1,000 and 10,000 × 2",
                 plan.reach_rounds,
                 sizes.join(", "),
                 plan.changes

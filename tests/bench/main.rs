@@ -8,16 +8,17 @@ mod lone_change;
 mod machine;
 mod proxies;
 mod reach;
+mod shape;
 mod usage;
 
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use figures::Row;
+use shape::Size;
 
 /// What is measured, and how often.
 #[derive(Debug, Parser)]
@@ -25,13 +26,14 @@ struct Plan {
     /// A run of two minutes; what else is given counts.
     #[arg(long)]
     quick: bool,
-    /// SERVICES:ROUNDS, comma separated, growing: how many Services, and how many cold starts of each
-    /// program.
+    /// SERVICESxENDPOINTS[+exposed]:ROUNDS[/PEER_ROUNDS], comma separated, growing where endpoints are
+    /// the same: how many Services, and how many cold starts of each program. `exposed` ones have a
+    /// NodePort and a load balancer's address, too.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "1000:7,10000:5",
-        default_value_if("quick", "true", "1000:3")
+        default_value = "10x2:5,1000x2:7,10000x2:5,30000x2:5/2,10000x10:5/2,5000x50:5/2,10000x2+exposed:5/2",
+        default_value_if("quick", "true", "1000x2:3")
     )]
     sizes: Vec<Size>,
     /// Lone changes of endpoints in each round of each program.
@@ -40,21 +42,6 @@ struct Plan {
     /// Services that are applied and reached, one after the other; 0 for none.
     #[arg(long, default_value = "15", default_value_if("quick", "true", "5"))]
     reach_rounds: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Size {
-    services: usize,
-    rounds: usize,
-}
-
-impl FromStr for Size {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (services, rounds) = text.split_once(':').context("give SERVICES:ROUNDS")?;
-        Ok(Self { services: services.parse()?, rounds: rounds.parse()? })
-    }
 }
 
 #[tokio::main]
@@ -97,11 +84,11 @@ mod tests {
     fn a_quick_run_is_short_except_where_told_otherwise() {
         let rounds = |arguments: &[&str]| {
             let plan = Plan::parse_from([&["bench"], arguments].concat());
-            let sizes: Vec<_> = plan.sizes.iter().map(|size| (size.services, size.rounds)).collect();
-            (sizes, plan.changes, plan.reach_rounds)
+            let starts: usize = plan.sizes.iter().map(|size| size.rounds + size.peer_rounds).sum();
+            (starts, plan.changes, plan.reach_rounds)
         };
-        assert_eq!(rounds(&[]), (vec![(1000, 7), (10_000, 5)], 40, 15));
-        assert_eq!(rounds(&["--quick"]), (vec![(1000, 3)], 10, 5));
-        assert_eq!(rounds(&["--quick", "--sizes=10:1,20:2", "--changes=3"]), (vec![(10, 1), (20, 2)], 3, 5));
+        assert_eq!(rounds(&[]), (62, 40, 15));
+        assert_eq!(rounds(&["--quick"]), (6, 10, 5));
+        assert_eq!(rounds(&["--quick", "--sizes=10x2:1,20x2:2/1", "--changes=3"]), (5, 3, 5));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use tokio::time::{sleep, timeout};
@@ -10,7 +10,8 @@ use tokio::time::{sleep, timeout};
 use crate::cluster::{Cluster, reached};
 use crate::contender::{BOTH, Contender, Running};
 use crate::figures::{Row, Samples, Unit};
-use crate::lone_change::{Change, LoneChanges, await_endpoint};
+use crate::lone_change::{Change, Changes, await_endpoint};
+use crate::shape::Size;
 use crate::{Plan, progress};
 
 /// Between two looks.
@@ -24,6 +25,10 @@ const SAMPLE: usize = 48;
 /// Memory and processor time are looked at so long after everything is programmed: the `nft` that
 /// kube-proxy runs has ended by then, and counts.
 const REST: Duration = Duration::from_secs(10);
+/// So long nothing happens, to see what that costs.
+const IDLE: Duration = Duration::from_secs(20);
+/// To each VIP of the sample.
+const CONNECTIONS_TO_EACH: usize = 10;
 
 #[derive(Debug, Clone, Default)]
 struct Costs {
@@ -33,32 +38,71 @@ struct Costs {
     rss: Samples,
     hwm: Samples,
     peak: Samples,
-    changes: LoneChanges,
+    idle: Samples,
+    connect: Samples,
+    changes: Changes,
     restart_healthy: Samples,
     restart_served: Samples,
 }
 
 pub(crate) async fn measure(plan: &Plan) -> Result<Vec<Row>> {
-    progress("starting a control plane");
-    let mut cluster = Cluster::start().await?;
     let mut rows = Vec::new();
     let mut run = 0;
-    for size in &plan.sizes {
-        cluster.grow_to(size.services).await?;
-        let mut costs = BOTH.map(|contender| (contender, Costs::default()));
-        for round in 0..size.rounds {
-            progress(&format!("{} Services, round {} of {}", size.services, round + 1, size.rounds));
-            for (contender, costs) in &mut costs {
-                run += 1;
-                let running = contender.start(&cluster, run).await?;
-                cold_start(&cluster, *contender, &running, round, costs).await?;
-                costs.changes.measure(&cluster, &running.host.netns, plan.changes).await?;
-                restart(&cluster, *contender, &running, round, costs).await?;
-            }
+    for sizes in plan.sizes.chunk_by(|one, next| one.shape == next.shape && one.services <= next.services) {
+        let Some(shape) = sizes.first().map(|size| size.shape) else { continue };
+        progress("starting a control plane");
+        let mut cluster = Cluster::start(shape).await?;
+        for size in sizes {
+            cluster.grow_to(size.services).await?;
+            rows.extend(table(size, compare(plan, &cluster, size, &mut run).await?));
         }
-        rows.extend(table(size.services, costs));
     }
     Ok(rows)
+}
+
+/// Both programs with as many Services as there are, by turns.
+async fn compare(plan: &Plan, cluster: &Cluster, size: &Size, run: &mut usize) -> Result<[Costs; 2]> {
+    let mut costs = BOTH.map(|_| Costs::default());
+    for round in 0..size.rounds.max(size.peer_rounds) {
+        progress(&format!("{size}, round {} of {}", round + 1, size.rounds));
+        for (contender, costs) in BOTH.into_iter().zip(&mut costs) {
+            let rounds = if contender == Contender::NodeAgent { size.rounds } else { size.peer_rounds };
+            if round >= rounds {
+                continue;
+            }
+            *run += 1;
+            let running = contender.start(cluster, *run).await?;
+            cold_start(cluster, contender, &running, round, costs).await?;
+            connect(cluster, &running, round, &mut costs.connect).await?;
+            if size.is_changed() && plan.changes > 0 {
+                idle(&running, &mut costs.idle).await?;
+                costs.changes.measure(cluster, &running, plan.changes).await?;
+                restart(cluster, contender, &running, round, costs).await?;
+            }
+        }
+    }
+    Ok(costs)
+}
+
+/// How long connections take once everything is programmed.
+async fn connect(cluster: &Cluster, running: &Running, round: usize, samples: &mut Samples) -> Result<()> {
+    for _ in 0..CONNECTIONS_TO_EACH {
+        for vip in sample(&cluster.vips, round) {
+            let start = Instant::now();
+            lab::traffic::connect(&running.host.netns, None, vip).await?;
+            samples.add_time(start.elapsed());
+        }
+    }
+    Ok(())
+}
+
+/// Nothing changes.
+async fn idle(running: &Running, samples: &mut Samples) -> Result<()> {
+    let family = running.family()?;
+    let before = family.processor_seconds()?;
+    sleep(IDLE).await;
+    samples.add((family.processor_seconds()? - before) / IDLE.as_secs_f64());
+    Ok(())
 }
 
 async fn cold_start(
@@ -142,26 +186,31 @@ async fn await_vip(running: &Running, vip: SocketAddr) -> Result<()> {
     }
 }
 
-fn table(services: usize, costs: [(Contender, Costs); 2]) -> Vec<Row> {
-    let [(_, ours), (_, peer)] = costs;
-    let row = |what: &str, unit, of: fn(&Costs) -> &Samples| Row {
-        what: format!("{services} × 2: {what}"),
+fn table(size: &Size, [ours, peer]: [Costs; 2]) -> Vec<Row> {
+    type Of = fn(&Costs) -> &Samples;
+    let rows: [(&str, Unit, Of); 14] = [
+        ("cold start until all VIPs answer", Unit::Seconds, |c| &c.cold),
+        ("processor time until then, with children", Unit::Seconds, |c| &c.processor_until_then),
+        ("processor time 10 s later, with children", Unit::Seconds, |c| &c.processor),
+        ("VmRSS 10 s later", Unit::Mebibytes, |c| &c.rss),
+        ("VmHWM 10 s later", Unit::Mebibytes, |c| &c.hwm),
+        ("most memory at once, with children that ended", Unit::Mebibytes, |c| &c.peak),
+        ("TCP handshake through a ClusterIP", Unit::Microseconds, |c| &c.connect),
+        ("processor time when nothing changes", Unit::Percent, |c| &c.idle),
+        ("lone change, same count", Unit::Milliseconds, |c| &c.changes.same_count),
+        ("lone change, another count", Unit::Milliseconds, |c| &c.changes.other_count),
+        ("processor time of a lone change", Unit::Milliseconds, |c| &c.changes.processor),
+        ("changes back to back, each", Unit::Milliseconds, |c| &c.changes.back_to_back),
+        ("restart until `/healthz` says 200", Unit::Seconds, |c| &c.restart_healthy),
+        ("restart until a change made meanwhile is served", Unit::Seconds, |c| &c.restart_served),
+    ];
+    let row = |(what, unit, of): (&str, Unit, Of)| Row {
+        what: format!("{size}: {what}"),
         unit,
         ours: of(&ours).clone(),
         peer: Some(of(&peer).clone()),
     };
-    vec![
-        row("cold start until all VIPs answer", Unit::Seconds, |c| &c.cold),
-        row("processor time until then, with children", Unit::Seconds, |c| &c.processor_until_then),
-        row("processor time 10 s later, with children", Unit::Seconds, |c| &c.processor),
-        row("VmRSS 10 s later", Unit::Mebibytes, |c| &c.rss),
-        row("VmHWM 10 s later", Unit::Mebibytes, |c| &c.hwm),
-        row("most memory at once, with children that ended", Unit::Mebibytes, |c| &c.peak),
-        row("lone change, same count", Unit::Milliseconds, |c| &c.changes.same_count),
-        row("lone change, another count", Unit::Milliseconds, |c| &c.changes.other_count),
-        row("restart until `/healthz` says 200", Unit::Seconds, |c| &c.restart_healthy),
-        row("restart until a change made meanwhile is served", Unit::Seconds, |c| &c.restart_served),
-    ]
+    rows.into_iter().map(row).filter(|row| row.ours.median().is_some()).collect()
 }
 
 #[cfg(test)]

@@ -56,6 +56,14 @@ impl ControlPlane {
     /// # Errors
     /// When a program is missing or does not come up; with the end of its log.
     pub async fn start(host: Host, ground: &Ground, spawner: &Spawner) -> Result<Self> {
+        Self::start_with(host, ground, spawner, &[]).await
+    }
+
+    /// [`ControlPlane::start`] with further flags for the API server.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::start`].
+    pub async fn start_with(host: Host, ground: &Ground, spawner: &Spawner, flags: &[&str]) -> Result<Self> {
         let folder = ground.path().join("kubernetes");
         let authority = Authority::create(&folder, "fairlead lab")?;
         let api_address = SocketAddr::from((host.v4(), API_PORT));
@@ -74,7 +82,9 @@ impl ControlPlane {
             }
         };
         let etcd = start("etcd", etcd_flags(&folder)).await?;
-        let api_server = start("kube-apiserver", api_server_flags(&folder, host.v4().into())).await?;
+        let mut api_flags = api_server_flags(&folder, host.v4().into());
+        api_flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let api_server = start("kube-apiserver", api_flags).await?;
 
         // The door's address is one of the serving certificate's names.
         let outside = folder.join("outside");
