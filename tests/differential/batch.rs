@@ -110,6 +110,9 @@ impl LabOfTwo {
         let mut flows = Vec::new();
         for (case, service) in services.iter().enumerate() {
             flows.extend(flows::of_service(case, service, node, settings)?);
+            if self.setup.loopback {
+                flows.extend(flows::on_loopback(case, service)?);
+            }
         }
         if settings.has(Feature::UnallocatedAddresses) && !services.is_empty() {
             let addresses = UNALLOCATED.map(|ip| ip.parse().expect("an address is written there"));

@@ -1,7 +1,7 @@
 //! What can be asked of a Service: who asks, and where.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
@@ -35,6 +35,7 @@ pub(crate) enum Frontend {
     ExternalIp,
     LoadBalancer,
     NodePort,
+    Loopback,
     UndefinedPort,
     Unallocated,
 }
@@ -90,6 +91,26 @@ pub(crate) fn of_service(
     Ok(from_everywhere(case, &targets))
 }
 
+/// What the node asks of NodePorts on its own loopback.
+///
+/// # Errors
+/// When a port of the Service is none.
+pub(crate) fn on_loopback(case: usize, service: &Service) -> Result<Vec<Flow>> {
+    let mut flows = Vec::new();
+    for port in service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()) {
+        let Some(number) = port.node_port else { continue };
+        let (number, protocol) = (u16::try_from(number)?, protocol(port)?);
+        flows.extend([Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].map(|ip: IpAddr| Flow {
+            case,
+            source: Source::Node,
+            frontend: Frontend::Loopback,
+            destination: SocketAddr::new(ip, number),
+            protocol,
+        }));
+    }
+    Ok(flows)
+}
+
 /// What is asked of addresses that belong to nobody.
 pub(crate) fn of_nobody(case: usize, addresses: &[IpAddr]) -> Vec<Flow> {
     let targets = addresses.iter().flat_map(|ip| {
@@ -127,6 +148,7 @@ impl fmt::Display for Flow {
             Frontend::ExternalIp => "external IP",
             Frontend::LoadBalancer => "load balancer",
             Frontend::NodePort => "NodePort",
+            Frontend::Loopback => "NodePort on loopback",
             Frontend::UndefinedPort => "ClusterIP, undefined port",
             Frontend::Unallocated => "unallocated",
         };

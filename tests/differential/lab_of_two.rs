@@ -16,11 +16,13 @@ use lab::spawn::{Spawner, Spec};
 use lab::sweep::Ground;
 use serde_json::json;
 
+use crate::setups::Setup;
 use crate::twin::{NODE, Twin};
 use crate::zone::ZONE_BEFORE;
 
 #[derive(Debug)]
 pub(crate) struct LabOfTwo {
+    pub setup: Setup,
     pub control_plane: ControlPlane,
     pub kube_proxy: Twin,
     pub node_agent: Twin,
@@ -37,8 +39,8 @@ pub(crate) struct LabOfTwo {
 impl LabOfTwo {
     /// # Errors
     /// When something is missing on this machine, or does not come up; with what it said.
-    pub(crate) async fn start() -> Result<Self> {
-        let ground = Ground::claim("differential")?;
+    pub(crate) async fn start(setup: Setup) -> Result<Self> {
+        let ground = Ground::claim(setup.name)?;
         let spawner = Spawner::new(ground.id())?;
         let switch = Switch::create(ground.id())?;
         let host = switch.attach("control-plane", network::CONTROL_PLANE)?;
@@ -56,10 +58,11 @@ impl LabOfTwo {
         );
         control_plane.kubectl.apply(&manifests).await?;
         let programs = [
-            start_kube_proxy(&kube_proxy, &control_plane, &ground, &spawner).await?,
-            start_node_agent(&node_agent, &control_plane, &ground, &spawner).await?,
+            start_kube_proxy(&setup, &kube_proxy, &control_plane, &ground, &spawner).await?,
+            start_node_agent(&setup, &node_agent, &control_plane, &ground, &spawner).await?,
         ];
         let lab = Self {
+            setup,
             control_plane,
             kube_proxy,
             node_agent,
@@ -102,41 +105,52 @@ async fn create_node(control_plane: &ControlPlane, twin: &Twin) -> Result<()> {
 }
 
 async fn start_kube_proxy(
+    setup: &Setup,
     twin: &Twin,
     control_plane: &ControlPlane,
     ground: &Ground,
     spawner: &Spawner,
 ) -> Result<Program> {
-    let config = json!({
+    let config = write_config("kube-proxy", setup, Identity::KubeProxy, control_plane, ground)?;
+    let arguments = vec![format!("--config={}", config.display())];
+    start("kube-proxy", programs::kubernetes("kube-proxy")?, arguments, twin, ground, spawner).await
+}
+
+/// The same for both, but for who they are.
+fn write_config(
+    program: &str,
+    setup: &Setup,
+    identity: Identity,
+    control_plane: &ControlPlane,
+    ground: &Ground,
+) -> Result<PathBuf> {
+    let mut config = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "nftables",
-        "clientConnection": {"kubeconfig": control_plane.kubeconfig(Identity::KubeProxy)},
+        "clientConnection": {"kubeconfig": control_plane.kubeconfig(identity)},
         "hostnameOverride": NODE,
         "clusterCIDR": CLUSTER_CIDR,
-        "detectLocalMode": "ClusterCIDR",
         "nftables": {"minSyncPeriod": "10ms", "syncPeriod": "30s"},
         // The machine's own limit is not the namespace's to set.
         "conntrack": {"maxPerCore": 0},
     });
-    let path = ground.path().join("kube-proxy.yaml");
+    let all = config.as_object_mut().context("it is an object")?;
+    all.extend(setup.fields.as_object().cloned().unwrap_or_default());
+    let path = ground.path().join(format!("{program}.yaml"));
     std::fs::write(&path, serde_json::to_vec(&config)?)?;
-    let arguments = vec![format!("--config={}", path.display())];
-    start("kube-proxy", programs::kubernetes("kube-proxy")?, arguments, twin, ground, spawner).await
+    Ok(path)
 }
 
 async fn start_node_agent(
+    setup: &Setup,
     twin: &Twin,
     control_plane: &ControlPlane,
     ground: &Ground,
     spawner: &Spawner,
 ) -> Result<Program> {
-    let arguments = vec![
-        "run".to_owned(),
-        format!("--kubeconfig={}", control_plane.kubeconfig(Identity::NodeAgent).display()),
-        format!("--hostname-override={NODE}"),
-        format!("--cluster-cidr={CLUSTER_CIDR}"),
-    ];
+    let config = write_config("node-agent", setup, Identity::NodeAgent, control_plane, ground)?;
+    let arguments = vec!["run".to_owned(), format!("--config={}", config.display())];
     start("node-agent", programs::ours("node-agent")?, arguments, twin, ground, spawner).await
 }
 

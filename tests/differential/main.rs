@@ -12,6 +12,7 @@ mod generate;
 mod lab_of_two;
 mod meant;
 mod probe;
+mod setups;
 mod shrink;
 mod twin;
 mod verdict;
@@ -24,15 +25,31 @@ use cases::Case;
 use features::Settings;
 use generate::Generator;
 use lab_of_two::LabOfTwo;
+use setups::Setup;
+use tokio::sync::Mutex;
 
 /// As many Services as the programs have to take in at once.
 const BATCH: usize = 250;
 
+/// This machine has room for one lab of two.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test(flavor = "multi_thread")]
 async fn both_nodes_give_every_flow_the_same_fate() -> Result<()> {
+    compare(setups::usual()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_they_do_where_pods_are_known_by_interfaces_and_loopback_answers_node_ports() -> Result<()> {
+    compare(setups::interfaces_and_loopback()).await
+}
+
+async fn compare(setup: Setup) -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
     let settings = Settings::from_environment()?;
     let started = Instant::now();
-    let lab = LabOfTwo::start().await?;
+    let one_in = setup.one_in;
+    let lab = LabOfTwo::start(setup).await?;
     println!("the twins run after {:.1} s; {settings}", started.elapsed().as_secs_f32());
 
     let mut failures = 0;
@@ -45,7 +62,7 @@ async fn both_nodes_give_every_flow_the_same_fate() -> Result<()> {
     }
 
     let mut generator = Generator::new(&settings);
-    let mut left = settings.cases;
+    let mut left = settings.cases.div_ceil(one_in);
     while left > 0 {
         let mut trees = generator.trees(left.min(BATCH))?;
         left -= trees.len();
