@@ -13,7 +13,7 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use tokio::sync::Semaphore;
 
-use super::{Lab, Node, NodeProxy, Provider, Tier};
+use super::{Lab, Node, NodeProxy, Provider, Tier, kube_proxy};
 use crate::aws::{self, Aws};
 use crate::control_plane::{ControlPlane, Identity};
 use crate::kubelet::{Kubelet, Member};
@@ -131,7 +131,7 @@ impl Builder {
             control_plane,
             client_host,
             switch,
-            _spawner: spawner,
+            spawner,
             ground,
             _turn: turn,
         };
@@ -209,20 +209,23 @@ impl Builder {
         control_plane: &ControlPlane,
         host: &Host,
     ) -> Result<Program> {
-        let (program, identity, own_flags): (_, _, &[&str]) = match self.proxy {
-            NodeProxy::NodeAgent => (programs::ours("node-agent")?, Identity::NodeAgent, &["run"]),
-            NodeProxy::KubeProxy => (
-                programs::kubernetes("kube-proxy")?,
-                Identity::KubeProxy,
-                &["--proxy-mode=nftables", "--conntrack-max-per-core=0"],
-            ),
+        let (program, identity, arguments) = match self.proxy {
+            NodeProxy::NodeAgent => {
+                let kubeconfig = control_plane.kubeconfig(Identity::NodeAgent);
+                let flags = vec![
+                    "run".to_owned(),
+                    format!("--kubeconfig={}", kubeconfig.display()),
+                    format!("--hostname-override={}", host.name),
+                    format!("--cluster-cidr={}", network::CLUSTER_CIDR),
+                ];
+                (programs::ours("node-agent")?, Identity::NodeAgent, flags)
+            }
+            NodeProxy::KubeProxy | NodeProxy::KubeProxyWithIptables => {
+                let mode = if self.proxy == NodeProxy::KubeProxy { "nftables" } else { "iptables" };
+                let file = kube_proxy::write_config(mode, ground, control_plane)?;
+                (programs::kubernetes("kube-proxy")?, Identity::KubeProxy, kube_proxy::flags(&file, host))
+            }
         };
-        let mut arguments: Vec<String> = own_flags.iter().map(|flag| (*flag).to_owned()).collect();
-        arguments.extend([
-            format!("--kubeconfig={}", control_plane.kubeconfig(identity).display()),
-            format!("--hostname-override={}", host.name),
-            format!("--cluster-cidr={}", network::CLUSTER_CIDR),
-        ]);
         let name = format!("{}-{}", identity.file_name(), host.name);
         let spec = Spec {
             program,

@@ -1,6 +1,7 @@
 //! The whole system on one machine.
 
 mod build;
+mod kube_proxy;
 mod metal;
 mod verbs;
 
@@ -29,6 +30,8 @@ pub enum NodeProxy {
     NodeAgent,
     /// The real one, in nftables mode: the oracle for what ours must do.
     KubeProxy,
+    /// The real one, in iptables mode.
+    KubeProxyWithIptables,
 }
 
 /// Who gives Services of type LoadBalancer their addresses.
@@ -66,7 +69,7 @@ pub struct Lab {
     pub control_plane: ControlPlane,
     pub client_host: Host,
     pub switch: Switch,
-    _spawner: Spawner,
+    spawner: Spawner,
     ground: Ground,
     _turn: OwnedSemaphorePermit,
 }
