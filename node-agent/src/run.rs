@@ -16,7 +16,7 @@ use crate::agent::Agent;
 use crate::args::{Cli, RunArgs, Verb};
 use crate::config::{Config, Families, Listen};
 use crate::health::Health;
-use crate::kube_proxy::file;
+use crate::kube_proxy::{file, watch::ends_when_changed};
 use crate::leftovers::{self, Report, take_over::take_over};
 use crate::localhost::RejectedOnLoopback;
 use crate::metrics::Metrics;
@@ -60,10 +60,10 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     adjust_oom_score(settings.oom_score_adj);
-    serve(settings, args.master.as_deref()).await
+    serve(settings, &args).await
 }
 
-async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
+async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen()?;
     let cancel = shutdown.token();
     let config = Config { families: served_families()?, ..settings.config };
@@ -81,7 +81,7 @@ async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
     let first_sync = readiness.task("first sync");
     let agent =
         Agent::new(config.clone(), settings.min_sync_period, health.clone(), metrics.clone(), first_sync)?;
-    let client = kube_watch::client_to(settings.kubeconfig.as_deref(), server).await?;
+    let client = kube_watch::client_to(settings.kubeconfig.as_deref(), args.master.as_deref()).await?;
     let (tx, rx) = mpsc::channel(QUEUE);
     tracing::info!(node = %config.node_name, "starting");
 
@@ -108,6 +108,10 @@ async fn serve(settings: Settings, server: Option<&str>) -> anyhow::Result<()> {
     let watching = watch_with(Source::Kube(client), config.watches(), options, tx);
     let stop = cancel.clone();
     tasks.spawn("watch", async move { stop.run_until_cancelled(watching).await.unwrap_or(Ok(())) });
+    if let Some(path) = args.configured.config.clone() {
+        let stop = cancel.clone();
+        tasks.spawn("configuration file", async move { ends_when_changed(&path, stop).await });
+    }
     tasks.spawn("take-over", take_over(readiness, cancel.clone()));
     tasks.spawn("agent", agent.run(rx, cancel));
     tokio::select! {

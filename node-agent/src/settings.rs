@@ -126,10 +126,14 @@ fn detect_local(source: &KubeProxyConfiguration) -> anyhow::Result<DetectLocal> 
     Ok(DetectLocal::new(mode, cluster_cidrs, &fields.bridge_interface, &fields.interface_name_prefix)?)
 }
 
-/// Where nothing is said, all answer in kube-proxy's other modes: what worked there goes on.
+/// Where nothing is said, all answer in kube-proxy's other modes, in iptables mode loopback too: what
+/// worked there goes on.
 fn nodeport_addresses(source: &KubeProxyConfiguration) -> anyhow::Result<NodePortAddresses> {
     match source.node_port_addresses.as_deref() {
-        None | Some([]) if source.mode != "nftables" => Ok("all".parse()?),
+        None | Some([]) if source.mode != "nftables" => {
+            let loopback = source.mode == "iptables" && source.iptables.localhost_node_ports != Some(false);
+            Ok(if loopback { "all,localhost" } else { "all" }.parse()?)
+        }
         addresses => Ok(addresses.unwrap_or_default().join(",").parse()?),
     }
 }
@@ -218,8 +222,11 @@ mod tests {
         let addresses = |flags: &[&str]| settings(flags).unwrap().config.nodeport_addresses;
         assert_eq!(addresses(&[]), primary);
         assert_eq!(addresses(&["--proxy-mode=nftables"]), primary);
-        assert_eq!(addresses(&["--proxy-mode=iptables"]), all);
-        assert_eq!(with_file("", &[]).unwrap().config.nodeport_addresses, all);
+        let loopback_too: NodePortAddresses = "all,localhost".parse().unwrap();
+        assert_eq!(addresses(&["--proxy-mode=ipvs"]), all);
+        assert_eq!(addresses(&["--proxy-mode=iptables"]), loopback_too);
+        assert_eq!(addresses(&["--proxy-mode=iptables", "--iptables-localhost-nodeports=false"]), all);
+        assert_eq!(with_file("", &[]).unwrap().config.nodeport_addresses, loopback_too);
         let chosen = with_file("nodePortAddresses: [primary]", &[]).unwrap();
         assert_eq!(chosen.config.nodeport_addresses, primary);
     }

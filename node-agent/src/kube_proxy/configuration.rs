@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::duration::GoDuration;
@@ -52,6 +52,7 @@ pub struct ClientConnection {
     pub kubeconfig: String,
     pub accept_content_types: String,
     pub content_type: String,
+    #[serde(serialize_with = "as_go_writes_it")]
     pub qps: f32,
     pub burst: i32,
 }
@@ -269,4 +270,12 @@ impl KubeProxyConfiguration {
     pub fn as_value(&self) -> Value {
         serde_json::to_value(self).expect("plain fields and string keys")
     }
+}
+
+/// Whole numbers without a point, others with as many digits as it takes.
+fn as_go_writes_it<S: Serializer>(number: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    if number.fract() == 0.0 {
+        return serializer.serialize_i64(*number as i64);
+    }
+    serializer.serialize_f64(number.to_string().parse().expect("digits"))
 }

@@ -54,7 +54,7 @@ static FLAGS: &[Flag] = &[
             "hostname-override",
             "NAME",
             "The Node object's name; the host's name unless given",
-            |c, v| text(&mut c.hostname_override, v),
+            |c, v| host_name(&mut c.hostname_override, v),
         )
     },
     with_default(
@@ -365,6 +365,15 @@ impl Flag {
 fn text(field: &mut String, value: &str) -> Result<(), String> {
     value.clone_into(field);
     Ok(())
+}
+
+/// Empty says nothing (`processHostnameOverrideFlag`).
+fn host_name(field: &mut String, value: &str) -> Result<(), String> {
+    match value.trim() {
+        "" if value.is_empty() => Ok(()),
+        "" => Err("it is blank".to_owned()),
+        name => text(field, &name.to_lowercase()),
+    }
 }
 
 fn one_of(value: &str, known: &[&str]) -> Result<(), String> {

@@ -14,5 +14,6 @@ pub mod duration;
 pub mod file;
 pub mod flags;
 pub mod unheeded;
+pub mod watch;
 
 pub use configuration::KubeProxyConfiguration;
