@@ -411,4 +411,29 @@ mod tests {
         let error = serve(address, Router::new(), CancellationToken::new()).await.unwrap_err();
         assert!(error.to_string().contains(&address.to_string()), "{error}");
     }
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_served_once_it_is_free() {
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, cancel) = (other.local_addr().unwrap(), CancellationToken::new());
+        let readiness = Readiness::default();
+        let router = Router::new().get("/", |_| text(StatusCode::OK, "here"));
+        let task =
+            tokio::spawn(serve_once_free(address, router, readiness.task("listening"), cancel.clone()));
+        // The other one still has the port: what connects is its.
+        let connected = TcpStream::connect(address).await.unwrap();
+        other.accept().await.unwrap();
+        assert_eq!(readiness.missing(), ["listening"]);
+        drop((connected, other));
+        let running = Running { address, cancel, task };
+        let answered = async {
+            while !readiness.missing().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            running.get("/").await
+        };
+        let answer = tokio::time::timeout(DEADLINE, answered).await.expect("it is served");
+        assert!(answer.ends_with("here"), "{answer}");
+        running.stop().await;
+    }
 }
