@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::events::{self, Events};
 use crate::health::{Health, Moment};
 use crate::health_checks::HealthChecks;
 use crate::host::AddressChanges;
@@ -46,6 +47,7 @@ pub struct Agent {
     localhost: LocalhostNodePorts,
     health: Health,
     metrics: Metrics,
+    events: Events,
     min_sync_period: Duration,
     first_sync: Option<ReadyToken>,
     pod_cidrs: PodCidrWait,
@@ -78,6 +80,7 @@ impl Agent {
             world: World::default(),
             engine: Engine::new(config.clone())?,
             checks: HealthChecks::new(health.clone(), &config.node_name),
+            events: Events::channel().0,
             localhost: LocalhostNodePorts::new(&config, metrics.clone()),
             health,
             metrics,
@@ -93,6 +96,32 @@ impl Agent {
             triggers: Vec::new(),
             config,
         })
+    }
+
+    /// Tells what an operator must know; without this, nobody.
+    #[must_use]
+    pub fn telling(self, events: Events) -> Self {
+        Self { events, ..self }
+    }
+
+    fn tell(&mut self) {
+        let node = &self.config.node_name;
+        for (name, error) in self.engine.take_refusals() {
+            if let Some(service) = self.world.service(&name) {
+                let message = format!(
+                    "The kernel of node {node} refuses this Service; it is left out there and tried again every 30 s: \
+                     {error}. Run node-agent preflight on the node"
+                );
+                self.events.of_service(service, events::REFUSED, message);
+            }
+        }
+        for (name, port, error) in self.checks.take_failures() {
+            if let Some(service) = self.world.service(&name) {
+                let message =
+                    format!("node {node} failed to start healthcheck \"{name}\" on port {port}: {error}");
+                self.events.of_service(service, events::NO_HEALTH_CHECK, message);
+            }
+        }
     }
 
     /// Works until cancelled, or until no more changes can come. The rules stay.
@@ -203,6 +232,7 @@ impl Agent {
         let place = Place { node: &self.config.node_name, zone: self.zone.as_deref() };
         self.localhost.update(&changed, &self.world, place);
         self.checks.update(changed, &self.world).await;
+        self.tell();
         let lacks_a_port = self.checks.lacks_a_port() || self.localhost.lacks_a_port();
         self.next_check = lacks_a_port.then(|| Instant::now() + RETRY);
     }

@@ -52,6 +52,8 @@ pub struct Engine {
     later: BTreeMap<Holder, Instant>,
     /// Services that the kernel refused, and when they are tried again.
     refused: BTreeMap<ServiceName, Instant>,
+    /// Those that were refused anew, and what the kernel said; until they are told.
+    refusals: Vec<(ServiceName, String)>,
     stranded: Stranded,
     /// Since they were last taken.
     commits: Vec<Commit>,
@@ -81,6 +83,7 @@ impl Engine {
             sweep: false,
             later: BTreeMap::new(),
             refused: BTreeMap::new(),
+            refusals: Vec::new(),
             stranded: Stranded::default(),
             commits: Vec::new(),
         })
@@ -141,6 +144,11 @@ impl Engine {
     /// Services that the kernel refuses.
     pub fn refused(&self) -> usize {
         self.refused.len()
+    }
+
+    /// Services that the kernel refused since this was last asked, and what it said.
+    pub fn take_refusals(&mut self) -> Vec<(ServiceName, String)> {
+        std::mem::take(&mut self.refusals)
     }
 
     /// Frontends whose traffic policy leaves them without an endpoint.
@@ -333,6 +341,7 @@ impl Engine {
             Err(error) if is_refusal(&error) => {
                 let (service, error) = (name.as_str(), format!("{error:#}"));
                 tracing::error!(service, error, "the kernel refuses this Service; it is left out for now");
+                self.refusals.push((name.clone(), error));
                 self.refused.insert(name.clone(), now + QUARANTINE);
                 Ok(0)
             }

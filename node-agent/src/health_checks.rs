@@ -35,6 +35,8 @@ pub struct HealthChecks {
     running: BTreeMap<ServiceName, Running>,
     /// Services whose port could not be bound: tried again with the next update.
     unbound: BTreeSet<ServiceName>,
+    /// Until they are told.
+    failures: Vec<(ServiceName, u16, String)>,
     servers: JoinSet<anyhow::Result<()>>,
 }
 
@@ -48,7 +50,7 @@ struct Running {
 impl HealthChecks {
     pub fn new(health: Health, node: &str) -> Self {
         let (running, unbound) = (BTreeMap::new(), BTreeSet::new());
-        Self { health, node: node.into(), running, unbound, servers: JoinSet::new() }
+        Self { health, node: node.into(), running, unbound, failures: Vec::new(), servers: JoinSet::new() }
     }
 
     /// Starts, updates and stops what these Services need.
@@ -72,6 +74,7 @@ impl HealthChecks {
                     if let Err(error) = self.start(name.clone(), port, endpoints).await {
                         // Once, not at every try.
                         if !again.contains(&name) {
+                            self.failures.push((name.clone(), port, error.to_string()));
                             tracing::warn!(service = %name, %error, "no health check for load balancers; trying again");
                         }
                         self.unbound.insert(name);
@@ -79,6 +82,11 @@ impl HealthChecks {
                 }
             }
         }
+    }
+
+    /// Ports that could not be bound since this was last asked, and why.
+    pub fn take_failures(&mut self) -> Vec<(ServiceName, u16, String)> {
+        std::mem::take(&mut self.failures)
     }
 
     /// Whether a port could not be bound: another update is wanted.

@@ -7,6 +7,7 @@ pub mod command_line;
 pub mod config;
 pub mod dump;
 pub mod engine;
+pub mod events;
 pub mod explain;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

@@ -8,6 +8,7 @@ use daemon::http::{self, json, text};
 use daemon::routes::standard_routes;
 use daemon::{Readiness, Shutdown, Tasks};
 use hyper::StatusCode;
+use kube_events::Writer;
 use kube_watch::{Options, Source, WatchMetrics, watch_with};
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::agent::Agent;
 use crate::args::{Cli, RunArgs, Verb};
 use crate::config::{Config, Families, Listen};
+use crate::events::{self, Events};
 use crate::health::Health;
 use crate::kube_proxy::{file, watch::ends_when_changed};
 use crate::leftovers::{self, Report, take_over::take_over};
@@ -66,7 +68,9 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
 async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen()?;
     let cancel = shutdown.token();
-    let config = Config { families: served_families()?, ..settings.config };
+    let (events, told) = Events::channel();
+    let families = served_families(&settings.config.node_name, &events)?;
+    let config = Config { families, ..settings.config };
     let readiness = Readiness::default();
     let registry = Arc::new(Mutex::new(Registry::default()));
     let (metrics, watch_metrics) = {
@@ -81,7 +85,10 @@ async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
     let first_sync = readiness.task("first sync");
     let agent =
         Agent::new(config.clone(), settings.min_sync_period, health.clone(), metrics.clone(), first_sync)?;
+    let agent = agent.telling(events.clone());
     let client = kube_watch::client_to(settings.kubeconfig.as_deref(), args.master.as_deref()).await?;
+    let writer = Writer::new(client.clone(), events::CONTROLLER, &config.node_name);
+    events.of_node(&config.node_name, events::STARTING, String::new());
     let (tx, rx) = mpsc::channel(QUEUE);
     tracing::info!(node = %config.node_name, "starting");
 
@@ -113,6 +120,13 @@ async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
         tasks.spawn("configuration file", async move { ends_when_changed(&path, stop).await });
     }
     tasks.spawn("take-over", take_over(readiness, cancel.clone()));
+    let stop = cancel.clone();
+    let writing = events::write(writer, told);
+    tasks.spawn("events", async move {
+        // They end together: what is not written by then is not written.
+        stop.run_until_cancelled(writing).await;
+        Ok(())
+    });
     tasks.spawn("agent", agent.run(rx, cancel));
     tokio::select! {
         ended = tasks.join_all(DRAIN) => ended,
@@ -140,7 +154,7 @@ fn adjust_oom_score(score: i32) {
 }
 
 /// What this kernel lacks is told, and switches off the family that needs it.
-fn served_families() -> anyhow::Result<Families> {
+fn served_families(node: &str, events: &Events) -> anyhow::Result<Families> {
     let report = preflight::check()?;
     for warning in &report.warnings {
         tracing::warn!("{warning}");
@@ -151,6 +165,9 @@ fn served_families() -> anyhow::Result<Families> {
             lacks = report.lacks(),
             "this kernel cannot serve one of the address families; it is left out"
         );
+        let message =
+            format!("One address family is left out on this node, as its kernel lacks {}", report.lacks());
+        events.of_node(node, events::FAMILY_NOT_SERVED, message);
     }
     Ok(families)
 }

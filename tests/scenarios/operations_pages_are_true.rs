@@ -159,6 +159,25 @@ fn every_reason_of_an_event_stands_in_the_page_and_no_other_does() -> Result<()>
     Ok(())
 }
 
+/// node-agent has its reasons in one list.
+#[test]
+fn every_reason_of_node_agent_stands_in_its_page_and_no_other_does() -> Result<()> {
+    let source = fs::read_to_string(programs::workspace().join("node-agent/src/events.rs"))?;
+    let mut real = BTreeSet::new();
+    for constant in source.split("Reason { name: ").skip(1) {
+        let severity = constant.split("Severity::").nth(1).and_then(|rest| rest.split([' ', '}']).next());
+        let Some(name) = literal(constant) else { continue };
+        real.insert((name.to_owned(), severity.context("a reason has a severity")?.to_owned()));
+    }
+    let mut described = BTreeSet::new();
+    for row in rows("node-agent", "Events")? {
+        ensure!(row.len() == 3 && !row[2].is_empty(), "{row:?} does not say what to do");
+        described.insert((code(&row[0]).context("a reason")?.to_owned(), row[1].clone()));
+    }
+    ensure!(real.len() > 3 && real == described, "source: {real:?}, page: {described:?}");
+    Ok(())
+}
+
 /// The names that a query uses: of a counter with `_total`, of a histogram without its suffixes.
 fn names_in(page: &str) -> BTreeSet<String> {
     let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));

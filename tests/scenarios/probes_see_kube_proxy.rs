@@ -107,6 +107,18 @@ async fn probe(name: &str, proxy: NodeProxy) -> Result<Probed> {
         Ok(metrics)
     })
     .await?;
+    let author = match proxy {
+        NodeProxy::KubeProxy => "kube-proxy",
+        NodeProxy::NodeAgent => "fairlead.dev/node-agent",
+    };
+    wait::until("an Event says that it started", LIMIT, async || {
+        let starts = "get events --field-selector involvedObject.kind=Node,reason=Starting \
+                      -o jsonpath={.items[*].reportingComponent}";
+        let authors = lab.kubectl(starts).await?;
+        ensure!(authors.split_whitespace().any(|name| name == author), "by {authors:?}");
+        Ok(())
+    })
+    .await?;
     let (_, mode) = client.answer(at(OWN), "/proxyMode").await?;
     Ok(Probed { metrics, answers, mode })
 }
