@@ -108,7 +108,7 @@ async fn probe(name: &str, proxy: NodeProxy) -> Result<Probed> {
     })
     .await?;
     let author = match proxy {
-        NodeProxy::KubeProxy => "kube-proxy",
+        NodeProxy::KubeProxy | NodeProxy::KubeProxyWithIptables => "kube-proxy",
         NodeProxy::NodeAgent => "fairlead.dev/node-agent",
     };
     wait::until("an Event says that it started", LIMIT, async || {
