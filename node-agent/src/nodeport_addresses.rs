@@ -76,10 +76,10 @@ impl Config {
         none || ranges.iter().any(|range| range.prefix_len() == 0)
     }
 
-    /// Whether loopback is named, not just contained in a range.
+    /// Whether loopback is named, not just contained in a range, in a family that this kernel serves.
     pub fn answers_on_loopback(&self, family: IpFamily) -> bool {
         let ranges = self.nodeport_addresses.ranges(family, self.node.primary_ips);
-        ranges.iter().any(|range| range.network().is_loopback())
+        self.families.contains(family) && ranges.iter().any(|range| range.network().is_loopback())
     }
 
     /// Those of the host's addresses that answer, in families where not all do. `None` while the Node
