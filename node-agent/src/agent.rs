@@ -20,6 +20,7 @@ use crate::host::AddressChanges;
 use crate::local::PodCidrWait;
 use crate::localhost::LocalhostNodePorts;
 use crate::metrics::Metrics;
+use crate::nodeport_addresses::PrimaryIps;
 use crate::select::Place;
 
 /// The kernel is compared with what we think of it, in case a notification was missed.
@@ -52,6 +53,7 @@ pub struct Agent {
     first_sync: Option<ReadyToken>,
     pod_cidrs: PodCidrWait,
     zone: Option<Box<str>>,
+    primary_ips: PrimaryIps,
     /// Services whose health check port, or port on loopback, may have to change.
     changed: BTreeSet<ServiceName>,
     /// When a port that was taken is tried again.
@@ -88,6 +90,7 @@ impl Agent {
             first_sync: Some(first_sync),
             pod_cidrs: PodCidrWait::new(config.detect_local),
             zone: None,
+            primary_ips: PrimaryIps::default(),
             changed: BTreeSet::new(),
             next_check: None,
             not_before: None,
@@ -258,9 +261,10 @@ impl Agent {
             let node = self.world.node(&self.config.node_name);
             self.health.set_eligible(node.is_some_and(|node| !node.is_being_removed()));
             let zone = node.and_then(Node::zone).map(Into::into);
-            if zone != self.zone {
-                // It decides which endpoints are preferred.
-                self.zone = zone;
+            let primary_ips = node.into_iter().flat_map(Node::primary_ips).collect();
+            if (&zone, primary_ips) != (&self.zone, self.primary_ips) {
+                // They decide which endpoints are preferred, and who may come to load balancers.
+                (self.zone, self.primary_ips) = (zone, primary_ips);
                 self.world.mark_all_services();
                 dirty.services.append(&mut self.world.take_dirty().services);
             }

@@ -103,6 +103,7 @@ fn the_hosts_nft_lists_our_rules() {
             external: Some(1),
             node_port: Some(1),
             local_policy: true,
+            sources: 0b111,
             affinity: Some(60),
             endpoints,
         }));
@@ -115,6 +116,8 @@ fn the_hosts_nft_lists_our_rules() {
             "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @cluster-endpoints",
             "fib saddr type local",
             "ip daddr . meta l4proto . th dport vmap @affinity\n",
+            "@firewall-vips ip daddr . meta l4proto . th dport . ip saddr != @source-ranges drop",
+            "192.0.2.1 . tcp . 80 . 172.30.0.0/24",
             "10.96.0.1 . tcp . 80 : jump affinity/ns/svc-1/http/tcp",
             "tcp . 30001 : jump local-affinity/ns/svc-1/http/tcp",
             "chain local-affinity/ns/svc-1/http/tcp {",
@@ -154,6 +157,7 @@ fn the_hosts_nft_reads_what_it_listed() {
             external: Some(1),
             node_port: Some(1),
             local_policy: true,
+            sources: 0b111,
             affinity: Some(60),
             endpoints: (1..=20).map(|n| (n, n % 2 == 0)).collect(),
         }));

@@ -7,6 +7,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use node_agent::nft::evaluate::{Fate, Packet, fates};
 use node_agent::nft::layout::Target;
 use node_agent::nft::ruleset::Ruleset;
@@ -52,6 +53,15 @@ fn expected(spec: &Spec, external: bool, source: IpAddr) -> BTreeSet<Fate> {
     }
 }
 
+/// What a load balancer's address does to a client, who must be in one of its networks, if there are any.
+fn expected_of_balancer(spec: &Spec, source: IpAddr) -> BTreeSet<Fate> {
+    let networks: Vec<IpNet> = spec.source_ranges().filter(|network| network.addr().is_ipv4()).collect();
+    match networks.is_empty() || networks.iter().any(|network| network.contains(&source)) {
+        true => expected(spec, true, source),
+        false => BTreeSet::from([Fate::Dropped]),
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -92,10 +102,11 @@ proptest! {
             let vip = IpAddr::from([192, 0, 2, number]);
             for source in [POD, NODE, OUTSIDE] {
                 let untouched = BTreeSet::from([Fate::Untouched]);
-                let fate = |spec: Option<&Spec>| spec.map_or(untouched.clone(), |s| expected(s, true, source));
-                prop_assert_eq!(go(source, vip, 80), fate(owner(&|s| s.external)), "{} from {}", vip, source);
+                let of_vip = owner(&|s| s.external).map(|spec| expected_of_balancer(spec, source));
+                let of_port = owner(&|s| s.node_port).map(|spec| expected(spec, true, source));
                 let port = 30_000 + u16::from(number);
-                prop_assert_eq!(go(source, NODE, port), fate(owner(&|s| s.node_port)), "{} from {}", port, source);
+                prop_assert_eq!(&go(source, vip, 80), of_vip.as_ref().unwrap_or(&untouched), "{} from {}", vip, source);
+                prop_assert_eq!(&go(source, NODE, port), of_port.as_ref().unwrap_or(&untouched), "{} from {}", port, source);
             }
         }
     }

@@ -196,6 +196,7 @@ fn twenty_thousand_services_that_go_at_once_are_planned_at_once() {
                 groups: [Group::Served].into_iter().collect(),
                 cluster: vec![target],
                 local: Vec::new(),
+                sources: Vec::new(),
                 affinities: Vec::new(),
             },
         )]

@@ -34,6 +34,7 @@ fn without_ipv6_the_other_family_is_served() {
             external: None,
             node_port: Some(1),
             local_policy: false,
+            sources: 0,
             affinity: Some(9),
             endpoints: vec![(5, true)],
         }));

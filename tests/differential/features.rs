@@ -64,7 +64,7 @@ const FEATURES: &[(&str, Feature, bool)] = &[
     ("internal-local", Feature::InternalLocal, true),
     ("node-names", Feature::NodeNames, true),
     ("topology", Feature::Topology, true),
-    ("source-ranges", Feature::SourceRanges, false),
+    ("source-ranges", Feature::SourceRanges, true),
     ("ip-modes", Feature::IpModes, true),
     ("affinity", Feature::Affinity, true),
     ("labels", Feature::Labels, true),

@@ -101,9 +101,13 @@ impl Answer {
 
 fn label(trace: &Trace<'_>, mirror: &Mirror, packet: Packet) -> Option<String> {
     let of = |shape| mirror.frontends.get(&packet.frontend(shape));
-    let served = |hop: &Hop<'_>| match (hop.failed, hop.rule.matches.last()) {
-        (None, Some(Match::To(shape, Group::Served))) => of(*shape),
+    let named = |matched: &Match| match matched {
+        Match::To(shape, Group::Served | Group::Firewalled) => of(*shape),
         _ => None,
+    };
+    let served = |hop: &Hop<'_>| match hop.failed {
+        None => hop.rule.matches.iter().find_map(named),
+        Some(_) => None,
     };
     trace.hops.iter().find_map(served).map(|state| state.label.to_string())
 }

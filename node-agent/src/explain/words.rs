@@ -20,6 +20,12 @@ pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
         Match::Over(protocol) => format!("it is {not}{protocol}"),
         Match::FromInterface(interfaces) => came_in_by(interface, interfaces, holds),
         Match::NotFromInterface(interfaces) => came_in_by(interface, interfaces, !holds),
+        Match::NotFromItsRanges if holds => {
+            format!("{source} is in none of the networks of its loadBalancerSourceRanges")
+        }
+        Match::NotFromItsRanges => {
+            format!("{source} is in one of the networks of its loadBalancerSourceRanges")
+        }
         Match::FromThisHost => format!("{source} is {not}an address of this host"),
         Match::Marked => format!("masquerading was {not}asked for"),
         Match::Hairpin => format!("the endpoint is {not}the client itself"),
@@ -34,6 +40,7 @@ pub(super) fn is_policy(matched: &Match) -> bool {
         | Match::NotFrom(_)
         | Match::FromInterface(_)
         | Match::NotFromInterface(_)
+        | Match::NotFromItsRanges
         | Match::FromThisHost => true,
         Match::New
         | Match::To(..)
@@ -95,6 +102,7 @@ fn membership(frontend: Frontend, group: Group, holds: bool) -> String {
             format!("{frontend} has usable endpoints on other nodes, but its traffic policy is Local")
         }
         Group::Drop => format!("{frontend} does not lack endpoints on this node"),
+        Group::Firewalled => format!("{frontend} {has} loadBalancerSourceRanges"),
         Group::Count(pool, class) => {
             let here = if pool == Pool::Local { " on this node" } else { "" };
             let (least, most) = (class.least(), class.slots());

@@ -45,6 +45,10 @@ pub fn set(of: IpFamily, name: SetName) -> Set {
         SetName::Affinity(shape, _) => Set { data: Some(MapData::Verdict), ..Set::new(&text, key(shape)) },
         SetName::AffinityClients => affinity_rules::set_of_clients(of),
         SetName::NodeAddresses => Set::new(&text, [Field::daddr(fam)]),
+        SetName::SourceRanges => {
+            let ranges = [key(Shape::Vip), vec![Field::saddr(fam)]].concat();
+            Set { flags: Set::INTERVAL, ..Set::new(&text, ranges) }
+        }
         SetName::Hairpin => {
             Set::new(&text, [Field::saddr(fam), Field::daddr(fam), Field::L4PROTO, Field::TH_DPORT])
         }
@@ -106,6 +110,26 @@ pub fn data(target: Target) -> Value {
 pub fn hairpin_key(hairpin: Hairpin) -> Value {
     let Hairpin { target, protocol } = hairpin;
     Value::new().ip(target.ip).ip(target.ip).u8(protocol.number()).port(target.port)
+}
+
+/// The first and the last key of a range.
+pub fn range_keys(frontend: Frontend, network: IpNet) -> (Value, Value) {
+    (key(frontend).ip(network.network()), key(frontend).ip(network.broadcast()))
+}
+
+/// The opposite of [`range_keys`]; `None` where it is no network.
+pub fn parse_range(of: IpFamily, first: &[u8], last: &[u8]) -> Option<(Frontend, IpNet)> {
+    let (frontend, first) = parse_key(of, Shape::Vip, first)?;
+    let (same, last) = parse_key(of, Shape::Vip, last)?;
+    let ((first, _), (last, _)) = (parse_ip(of, first)?, parse_ip(of, last)?);
+    let prefix = match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
+        (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
+        _ => return None,
+    };
+    let network = IpNet::new(first, u8::try_from(prefix).ok()?).ok()?;
+    let is_whole = network.network() == first && network.broadcast() == last;
+    (is_whole && same == frontend).then_some((frontend, network))
 }
 
 /// The opposite of [`key`]; the rest of the bytes is what follows the frontend.
@@ -170,7 +194,7 @@ struct KeyRegisters {
 }
 
 fn registers(of: IpFamily, shape: Shape) -> KeyRegisters {
-    let after = |reg: Reg, bytes| reg.after(bytes).expect("a key takes at most seven of sixteen words");
+    let after = |reg: Reg, bytes| reg.after(bytes).expect("a key takes at most ten of sixteen words");
     let address = match (shape, of) {
         (Shape::NodePort, _) => 0,
         (Shape::Vip, IpFamily::V4) => 4,
@@ -227,6 +251,11 @@ fn expressions_of_match(of: IpFamily, matched: &Match, exprs: &mut Vec<Expr>) {
         }
         Match::FromInterface(interfaces) => compare_interface(*interfaces, CmpOp::Equal, exprs),
         Match::NotFromInterface(interfaces) => compare_interface(*interfaces, CmpOp::NotEqual, exprs),
+        Match::NotFromItsRanges => {
+            load_key(of, Shape::Vip, exprs);
+            exprs.push(Expr::saddr(fam, registers(of, Shape::Vip).index));
+            exprs.push(Expr::not_in_set(&SetName::SourceRanges.to_string(), Reg::R1));
+        }
         Match::FromThisHost => exprs.extend(Expr::saddr_is_local()),
         Match::Marked => {
             exprs.push(Expr::mark(Reg::R1));

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use service_model::{IpFamily, Protocol, Service, ServicePort, ServiceType, TrafficPolicy, World};
+use ipnet::IpNet;
+use service_model::{IpFamily, Node, Protocol, Service, ServicePort, ServiceType, TrafficPolicy, World};
 
 use super::affinity::{AffinityKey, DesiredAffinity};
 use super::groups::Groups;
@@ -29,6 +30,8 @@ pub struct DesiredFrontend {
     /// Sorted.
     pub cluster: Vec<Target>,
     pub local: Vec<Target>,
+    /// The networks from which it is reached, none of which overlaps another; empty for everywhere.
+    pub sources: Vec<IpNet>,
     /// The chains that it asks before it spreads over a pool.
     pub affinities: Vec<(Pool, AffinityKey)>,
 }
@@ -80,6 +83,7 @@ impl DesiredService {
         }
         let selection = select(world.slices_of(&service.name), port, family, place);
         let label = label(service, port);
+        let allowed = allowed_sources(service, family, world.node(place.node));
         for (frontend, reach) in frontends {
             let policy = match reach {
                 Reach::Internal => service.internal_traffic_policy,
@@ -94,6 +98,13 @@ impl DesiredService {
                 };
                 let key = AffinityKey::new(family, whole, &service.name, port);
                 self.add_affinity(&mut desired, &key, port.protocol, timeout);
+            }
+            if let Frontend::Vip { ip, .. } = frontend
+                && !allowed.is_empty()
+                && service.vip_mode_ips().any(|vip| vip == ip)
+            {
+                desired.groups.insert(Group::Firewalled);
+                desired.sources.clone_from(&allowed);
             }
             self.frontends.insert(frontend, desired);
         }
@@ -144,6 +155,23 @@ fn frontends(
         .filter(move |_| has_family)
 }
 
+/// Of those that the Service names for the family. The node's own connections to an address that is
+/// also one of its own may carry it as their source, so it counts as the node (kube-proxy's
+/// `allowFromNode`).
+fn allowed_sources(service: &Service, family: IpFamily, node: Option<&Node>) -> Vec<IpNet> {
+    let of_family = |network: &&IpNet| IpFamily::of(network.addr()) == family;
+    let mut networks: Vec<IpNet> = service.source_ranges.iter().filter(of_family).copied().collect();
+    if networks.iter().any(|network| network.prefix_len() == 0) {
+        return Vec::new();
+    }
+    let mut node_ips = node.into_iter().flat_map(Node::primary_ips);
+    if node_ips.any(|ip| networks.iter().any(|network| network.contains(&ip))) {
+        let own = service.vip_mode_ips().filter(|ip| IpFamily::of(*ip) == family);
+        networks.extend(own.map(IpNet::from));
+    }
+    IpNet::aggregate(&networks)
+}
+
 fn desired(
     frontend: Frontend,
     reach: Reach,
@@ -178,7 +206,7 @@ fn desired(
             groups.insert(Group::Count(pool, class));
         }
     }
-    DesiredFrontend { label, groups, cluster, local, affinities: Vec::new() }
+    DesiredFrontend { label, groups, cluster, local, sources: Vec::new(), affinities: Vec::new() }
 }
 
 /// `nft` refuses longer comments on input, and so would lose them on a restore.

@@ -140,9 +140,19 @@ type Way = (End, Traveller);
 impl<'a> Walk<'a> {
     /// Up to the translation of the destination: every way that chance may choose.
     fn arrive(&self, packet: Packet, note: &mut impl FnMut(Hop<'a>)) -> Vec<Way> {
-        let hook = if self.sent { ChainName::NatOutput } else { ChainName::NatPrerouting };
+        let [firewall, nat] = if self.sent {
+            [ChainName::FirewallOutput, ChainName::NatOutput]
+        } else {
+            [ChainName::FirewallPrerouting, ChainName::NatPrerouting]
+        };
+        let at = Traveller { packet, marked: false, translated: false };
         let mut ways = Vec::new();
-        self.follow(hook, Traveller { packet, marked: false, translated: false }, &mut ways, note);
+        self.follow(firewall, at, &mut ways, note);
+        if ways.iter().any(|(end, _)| *end == End::Dropped) {
+            return ways;
+        }
+        ways.clear();
+        self.follow(nat, at, &mut ways, note);
         ways
     }
 
@@ -248,6 +258,10 @@ impl<'a> Walk<'a> {
             Match::Over(other) => protocol == *other,
             Match::FromInterface(interfaces) => interfaces.contain(interface),
             Match::NotFromInterface(interfaces) => !interfaces.contain(interface),
+            Match::NotFromItsRanges => {
+                let networks = self.mirror.source_ranges.get(&at.packet.frontend(Shape::Vip));
+                !networks.into_iter().flatten().any(|network| network.contains(&source))
+            }
             Match::FromThisHost => self.sent,
             Match::Marked => at.marked,
             Match::Hairpin => {

@@ -52,6 +52,12 @@ fn refusal(step: &Step, state: &Mirror) -> Option<&'static str> {
             {
                 return Some("ENOENT: there is no such chain");
             }
+            if let Element::SourceRange { frontend, network } = element
+                && let Some(networks) = state.source_ranges.get(frontend)
+                && networks.iter().any(|other| other.contains(network) || network.contains(other))
+            {
+                return Some("EEXIST: the range overlaps another");
+            }
             holds(state, element).then_some("EEXIST: the element is there")
         }
         Step::Delete(element) => (!holds(state, element)).then_some("ENOENT: there is no such element"),
@@ -87,6 +93,9 @@ fn holds(state: &Mirror, element: &Element) -> bool {
             state.affinities.leads().contains_key(&(*frontend, *pool))
         }
         Element::NodeAddress(ip) => state.node_addresses.contains(ip),
+        Element::SourceRange { frontend, network } => {
+            state.source_ranges.get(frontend).is_some_and(|networks| networks.contains(network))
+        }
         Element::Hairpin(hairpin) => state.hairpins.contains(hairpin),
     }
 }

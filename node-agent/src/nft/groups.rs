@@ -35,7 +35,7 @@ impl Groups {
     }
 }
 
-/// Groups are numbered: five kinds, then the classes of either pool.
+/// Groups are numbered: six kinds, then the classes of either pool.
 fn bit(group: Group) -> u128 {
     let number = match group {
         Group::Served => 0,
@@ -43,13 +43,14 @@ fn bit(group: Group) -> u128 {
         Group::ExternalLocal => 2,
         Group::Reject => 3,
         Group::Drop => 4,
-        Group::Count(Pool::Cluster, class) => 5 + class.number(),
-        Group::Count(Pool::Local, class) => 5 + SizeClass::NUMBER + class.number(),
+        Group::Firewalled => 5,
+        Group::Count(Pool::Cluster, class) => 6 + class.number(),
+        Group::Count(Pool::Local, class) => 6 + SizeClass::NUMBER + class.number(),
     };
     1 << number
 }
 
-const _: () = assert!(5 + 2 * SizeClass::NUMBER <= u128::BITS as usize);
+const _: () = assert!(6 + 2 * SizeClass::NUMBER <= u128::BITS as usize);
 
 impl FromIterator<Group> for Groups {
     fn from_iter<I: IntoIterator<Item = Group>>(groups: I) -> Self {

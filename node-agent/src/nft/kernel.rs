@@ -343,8 +343,10 @@ fn write(step: &Step, batch: &mut Batch) {
         }
         Step::Delete(element) => {
             let set = element.set().to_string();
-            let key = key_of(element);
-            batch.delete_elements(table, &set).push(&KernelElement::key(key.bytes()));
+            let (key, end) = (key_of(element), key_end_of(element));
+            let kernel = KernelElement::key(key.bytes());
+            let key_end = end.as_ref().map(nfnetlink::Value::bytes);
+            batch.delete_elements(table, &set).push(&KernelElement { key_end, ..kernel });
         }
     }
 }
@@ -363,7 +365,16 @@ fn key_of(element: &Element) -> nfnetlink::Value {
         | Element::Affinity { frontend, .. } => compile::key(*frontend),
         Element::Endpoint { frontend, index, .. } => compile::key(*frontend).u32(*index),
         Element::NodeAddress(ip) => nfnetlink::Value::new().ip(*ip),
+        Element::SourceRange { frontend, network } => compile::range_keys(*frontend, *network).0,
         Element::Hairpin(hairpin) => compile::hairpin_key(*hairpin),
+    }
+}
+
+/// The last key of an element that is a range.
+fn key_end_of(element: &Element) -> Option<nfnetlink::Value> {
+    match element {
+        Element::SourceRange { frontend, network } => Some(compile::range_keys(*frontend, *network).1),
+        _ => None,
     }
 }
 
@@ -380,6 +391,11 @@ fn with_kernel_element(element: &Element, use_it: impl FnOnce(KernelElement<'_>)
         Element::Affinity { chain, .. } => {
             let jump = ElementData::Verdict(Verdict::Jump(chain.to_string()));
             use_it(KernelElement { data: Some(jump), ..KernelElement::key(key.bytes()) });
+        }
+        Element::SourceRange { .. } => {
+            let end = key_end_of(element);
+            let key_end = end.as_ref().map(nfnetlink::Value::bytes);
+            use_it(KernelElement { key_end, ..KernelElement::key(key.bytes()) });
         }
         Element::Member { .. } | Element::NodeAddress(_) | Element::Hairpin(_) => {
             use_it(KernelElement::key(key.bytes()));
@@ -418,6 +434,10 @@ fn parse(family: IpFamily, set: SetName, element: &KernelElement<'_>) -> Option<
             }
         }
         SetName::AffinityClients => None,
+        SetName::SourceRanges => {
+            let (frontend, network) = compile::parse_range(family, element.key, element.key_end?)?;
+            Some(Element::SourceRange { frontend, network })
+        }
         SetName::NodeAddresses => Some(Element::NodeAddress(compile::parse_ip(family, element.key)?.0)),
         SetName::Hairpin => Some(Element::Hairpin(compile::parse_hairpin(family, element.key)?)),
     }

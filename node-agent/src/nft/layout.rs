@@ -69,6 +69,8 @@ pub enum Group {
     Reject,
     /// Usable endpoints, but none that the traffic policy allows.
     Drop,
+    /// Reached from some networks only (`loadBalancerSourceRanges`). VIPs only.
+    Firewalled,
     /// Has as many endpoints as the class says in that pool.
     Count(Pool, SizeClass),
 }
@@ -99,6 +101,8 @@ pub enum SetName {
     Affinity(Shape, Pool),
     /// `(client . number)` of the endpoint that keeps it. Filled by packets.
     AffinityClients,
+    /// `(frontend . networks)` from which a [`Group::Firewalled`] one is reached.
+    SourceRanges,
     /// `address . address . protocol . port` of the endpoints on this node: a connection that
     /// comes back to its own source is masqueraded.
     Hairpin,
@@ -162,10 +166,10 @@ impl Frontend {
 impl Group {
     /// All groups that frontends of the shape can be in.
     pub fn all(shape: Shape) -> impl Iterator<Item = Group> {
-        let external = (shape == Shape::Vip).then_some(Group::External);
+        let external = if shape == Shape::Vip { &[Group::External, Group::Firewalled][..] } else { &[] };
         [Group::Served, Group::ExternalLocal, Group::Reject, Group::Drop]
             .into_iter()
-            .chain(external)
+            .chain(external.iter().copied())
             .chain(SizeClass::all().map(|class| Group::Count(Pool::Cluster, class)))
             .chain(SizeClass::all().map(|class| Group::Count(Pool::Local, class)))
     }
@@ -184,6 +188,7 @@ impl SetName {
         of_shape(Shape::Vip).chain(of_shape(Shape::NodePort)).chain([
             SetName::AffinityClients,
             SetName::NodeAddresses,
+            SetName::SourceRanges,
             SetName::Hairpin,
         ])
     }
@@ -202,6 +207,7 @@ impl fmt::Display for SetName {
             }
             SetName::AffinityClients => f.write_str("affinity-clients"),
             SetName::NodeAddresses => f.write_str("nodeport-ips"),
+            SetName::SourceRanges => f.write_str("source-ranges"),
             SetName::Hairpin => f.write_str("hairpin"),
             SetName::Group(shape, group) => {
                 let many = if shape == Shape::NodePort { "nodeports" } else { "vips" };
@@ -211,6 +217,7 @@ impl fmt::Display for SetName {
                     Group::ExternalLocal => write!(f, "ext-local-{many}"),
                     Group::Reject => write!(f, "reject-{many}"),
                     Group::Drop => write!(f, "drop-{many}"),
+                    Group::Firewalled => write!(f, "firewall-{many}"),
                     Group::Count(Pool::Cluster, class) => write!(f, "{}n-{}", prefix(shape), class.slots()),
                     Group::Count(Pool::Local, class) => {
                         write!(f, "{}local-n-{}", prefix(shape), class.slots())

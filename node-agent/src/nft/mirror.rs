@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use service_model::IpFamily;
 
 use super::affinity::Affinities;
@@ -17,6 +18,8 @@ pub struct Mirror {
     pub v6: Structure,
     pub frontends: BTreeMap<Frontend, FrontendState>,
     pub node_addresses: BTreeSet<IpAddr>,
+    /// From where frontends are reached that are not reached from everywhere.
+    pub source_ranges: BTreeMap<Frontend, BTreeSet<IpNet>>,
     pub hairpins: BTreeSet<Hairpin>,
     pub affinities: Affinities,
 }
@@ -122,6 +125,9 @@ impl Mirror {
             Element::NodeAddress(ip) => {
                 self.node_addresses.insert(*ip);
             }
+            Element::SourceRange { frontend, network } => {
+                self.source_ranges.entry(*frontend).or_default().insert(*network);
+            }
             Element::Hairpin(hairpin) => {
                 self.hairpins.insert(*hairpin);
             }
@@ -133,6 +139,14 @@ impl Mirror {
             Element::Affinity { frontend, pool, .. } => self.affinities.lead(*frontend, *pool, None),
             Element::NodeAddress(ip) => {
                 self.node_addresses.remove(ip);
+            }
+            Element::SourceRange { frontend, network } => {
+                if let Some(networks) = self.source_ranges.get_mut(frontend) {
+                    networks.remove(network);
+                    if networks.is_empty() {
+                        self.source_ranges.remove(frontend);
+                    }
+                }
             }
             Element::Hairpin(hairpin) => {
                 self.hairpins.remove(hairpin);
@@ -158,6 +172,7 @@ impl Mirror {
         self.frontends.retain(|frontend, _| frontend.family() != family);
         self.node_addresses.retain(|ip| IpFamily::of(*ip) != family);
         self.affinities.forget(family);
+        self.source_ranges.retain(|frontend, _| frontend.family() != family);
         self.hairpins.retain(|hairpin| IpFamily::of(hairpin.target.ip) != family);
     }
 

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use service_model::ServiceName;
 
 use super::affinity::AffinityKey;
@@ -123,7 +124,8 @@ impl Planner {
             plan.put_off(None, later);
         }
         let leads = mirror.affinities.leads().keys().map(|(frontend, _)| frontend);
-        let frontends: BTreeSet<&Frontend> = mirror.frontends.keys().chain(leads).collect();
+        let all = mirror.frontends.keys().chain(leads).chain(mirror.source_ranges.keys());
+        let frontends: BTreeSet<&Frontend> = all.collect();
         for frontend in frontends.into_iter().filter(|f| unknown(&Resource::Frontend(**f))) {
             plan.frontend(*frontend, None, None, mirror);
         }
@@ -149,7 +151,9 @@ impl Resource {
         match self {
             Resource::Affinity(key) => mirror.affinities.chains().contains_key(key),
             Resource::Frontend(frontend) => {
-                mirror.frontends.contains_key(frontend) || mirror.affinities.has_lead(*frontend)
+                mirror.frontends.contains_key(frontend)
+                    || mirror.affinities.has_lead(*frontend)
+                    || mirror.source_ranges.contains_key(frontend)
             }
             Resource::Hairpin(hairpin) => mirror.hairpins.contains(hairpin),
         }
@@ -237,6 +241,7 @@ impl Plan {
         }
         self.put_off(holder, surplus);
         self.leads(frontend, want, mirror);
+        self.source_ranges(frontend, want.map_or(&[], |w| &w.sources), mirror);
         let groups = want.map(|w| w.groups).unwrap_or_default();
         for group in have.groups.without(groups).iter() {
             self.now.push(Step::Delete(member(frontend, group, &have.label)));
@@ -249,6 +254,16 @@ impl Plan {
             self.now.push(Step::Delete(member(frontend, Group::Served, &have.label)));
             self.now.push(Step::Add(member(frontend, Group::Served, &label)));
         }
+    }
+
+    /// What goes goes first: ranges must not overlap.
+    fn source_ranges(&mut self, frontend: Frontend, want: &[IpNet], mirror: &Mirror) {
+        let have = mirror.source_ranges.get(&frontend);
+        let element = |network: &IpNet| Element::SourceRange { frontend, network: *network };
+        let gone = have.into_iter().flatten().filter(|network| !want.contains(network));
+        self.now.extend(gone.map(|network| Step::Delete(element(network))));
+        let new = want.iter().filter(|network| have.is_none_or(|have| !have.contains(network)));
+        self.now.extend(new.map(|network| Step::Add(element(network))));
     }
 
     /// To the chains that keep clients.

@@ -1,6 +1,7 @@
 //! The chains of our table, as data. They depend on the configuration alone, never on Services.
 //!
 //! ```text
+//! filter prerouting, output -110:      new connections to firewall-vips, not from source-ranges ▶ drop
 //! nat   prerouting -100, output -100:  service-vips ──▶ services ─┬─ ext-local-vips ▶ ext-local ─┬─ pod, node ▶ spread
 //!                                                                ├─ external-vips  ▶ external   └─ other     ▶ local-spread
 //!                                                                └─ ClusterIPs ────▶ spread ──▶ n-K ▶ lb-K ▶ dnat
@@ -37,6 +38,8 @@ pub struct Chain {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ChainName {
+    FirewallPrerouting,
+    FirewallOutput,
     NatPrerouting,
     NatOutput,
     NatPostrouting,
@@ -96,6 +99,8 @@ pub enum Match {
     /// It came in by one of them.
     FromInterface(Interfaces),
     NotFromInterface(Interfaces),
+    /// The source is in none of the networks from which the frontend is reached.
+    NotFromItsRanges,
     /// The source is an address of this host.
     FromThisHost,
     Marked,
@@ -139,6 +144,8 @@ pub const UNSERVED_ON_LOOPBACK: [Protocol; 2] = [Protocol::Udp, Protocol::Sctp];
 impl Ruleset {
     pub fn new(family: IpFamily, config: &Config) -> Self {
         let mut chains = vec![
+            Chain::new(ChainName::FirewallPrerouting, firewall()),
+            Chain::new(ChainName::FirewallOutput, firewall()),
             Chain::new(ChainName::NatPrerouting, dispatch(family, config)),
             Chain::new(ChainName::NatOutput, dispatch(family, config)),
             Chain::new(ChainName::NatPostrouting, postrouting()),
@@ -183,6 +190,12 @@ impl Ruleset {
     pub fn chain(&self, name: ChainName) -> Option<&Chain> {
         self.chains.iter().find(|chain| chain.name == name)
     }
+}
+
+/// Before the translation: a NodePort that leads to the same endpoints is not concerned.
+fn firewall() -> Vec<Rule> {
+    let firewalled = Match::To(Shape::Vip, Group::Firewalled);
+    vec![Rule { matches: vec![Match::New, firewalled, Match::NotFromItsRanges], action: Action::Drop }]
 }
 
 fn dispatch(family: IpFamily, config: &Config) -> Vec<Rule> {
@@ -335,6 +348,8 @@ impl ChainName {
     /// Where the chain is hooked in; `None` for those that rules lead to.
     pub fn hook(self) -> Option<Hook> {
         let (point, nat, priority) = match self {
+            ChainName::FirewallPrerouting => (HookPoint::Prerouting, false, -110),
+            ChainName::FirewallOutput => (HookPoint::Output, false, -110),
             ChainName::NatPrerouting => (HookPoint::Prerouting, true, -100),
             ChainName::NatOutput => (HookPoint::Output, true, -100),
             ChainName::NatPostrouting => (HookPoint::Postrouting, true, 100),
@@ -353,6 +368,8 @@ impl fmt::Display for ChainName {
         let prefix = |shape| if shape == Shape::NodePort { "nodeport-" } else { "" };
         let local = |pool| if pool == Pool::Local { "local-" } else { "" };
         match *self {
+            ChainName::FirewallPrerouting => f.write_str("firewall-prerouting"),
+            ChainName::FirewallOutput => f.write_str("firewall-output"),
             ChainName::NatPrerouting => f.write_str("nat-prerouting"),
             ChainName::NatOutput => f.write_str("nat-output"),
             ChainName::NatPostrouting => f.write_str("nat-postrouting"),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use service_model::{IpFamily, Protocol};
 
 use super::affinity::{AffinityChain, AffinityKey};
@@ -54,6 +55,11 @@ pub enum Element {
         chain: AffinityKey,
     },
     NodeAddress(IpAddr),
+    /// The frontend is reached from the network.
+    SourceRange {
+        frontend: Frontend,
+        network: IpNet,
+    },
     Hairpin(Hairpin),
 }
 
@@ -70,6 +76,7 @@ impl Element {
             Element::Served { frontend, .. }
             | Element::Member { frontend, .. }
             | Element::Affinity { frontend, .. }
+            | Element::SourceRange { frontend, .. }
             | Element::Endpoint { frontend, .. } => frontend.family(),
             Element::NodeAddress(ip) => IpFamily::of(*ip),
             Element::Hairpin(hairpin) => IpFamily::of(hairpin.target.ip),
@@ -84,6 +91,7 @@ impl Element {
             Element::Endpoint { frontend, pool, .. } => SetName::Endpoints(frontend.shape(), *pool),
             Element::Affinity { frontend, pool, .. } => SetName::Affinity(frontend.shape(), *pool),
             Element::NodeAddress(_) => SetName::NodeAddresses,
+            Element::SourceRange { .. } => SetName::SourceRanges,
             Element::Hairpin(_) => SetName::Hairpin,
         }
     }
@@ -93,6 +101,7 @@ impl Element {
             Element::Served { frontend, .. }
             | Element::Member { frontend, .. }
             | Element::Affinity { frontend, .. }
+            | Element::SourceRange { frontend, .. }
             | Element::Endpoint { frontend, .. } => Some(*frontend),
             Element::NodeAddress(_) | Element::Hairpin(_) => None,
         }
@@ -158,6 +167,7 @@ impl Element {
                 Group::ExternalLocal => write!(f, "keep outside connections to {frontend} on this node"),
                 Group::Reject => write!(f, "refuse connections to {frontend}: it has no endpoint"),
                 Group::Drop => write!(f, "drop connections to {frontend}: no endpoint on this node"),
+                Group::Firewalled => write!(f, "let named networks alone reach {frontend}"),
                 Group::Count(pool, class) => {
                     let (plural, local) = (if class.slots() == 1 { "" } else { "s" }, on_this_node(*pool));
                     match class.least() == class.slots() {
@@ -176,6 +186,9 @@ impl Element {
                 write!(f, "keep clients of {frontend} at their endpoint{}: {chain}", on_this_node(*pool))
             }
             Element::NodeAddress(ip) => write!(f, "answer NodePorts on {ip}"),
+            Element::SourceRange { frontend, network } => {
+                write!(f, "let clients in {network} reach {frontend}")
+            }
             Element::Hairpin(Hairpin { target, protocol }) => {
                 write!(f, "masquerade connections of {target}/{protocol} to itself")
             }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use node_agent::config::{Config, Families, NodeFacts};
 use node_agent::local::DetectLocal;
 use node_agent::nft::affinity::{AffinityChain, AffinityKey};
@@ -46,6 +47,9 @@ pub fn name(number: u8) -> ServiceName {
     ObjectName::new("ns", &format!("svc-{number}"))
 }
 
+/// Networks that overlap, and others.
+pub const SOURCES: [&str; 4] = ["172.30.0.0/24", "172.30.0.0/30", "10.244.0.0/16", "fd00::/8"];
+
 /// One Service with its endpoints, as numbers that shrink well.
 #[derive(Debug, Clone, Default)]
 pub struct Spec {
@@ -54,6 +58,8 @@ pub struct Spec {
     pub external: Option<u8>,
     pub node_port: Option<u8>,
     pub local_policy: bool,
+    /// Which of [`SOURCES`] its load balancer's address is reached from, a bit for each; none for all.
+    pub sources: u8,
     /// Seconds of session affinity.
     pub affinity: Option<u8>,
     pub endpoints: Vec<(u8, bool)>,
@@ -65,14 +71,20 @@ prop_compose! {
         external in proptest::option::of(0u8..2),
         node_port in proptest::option::of(0u8..2),
         local_policy: bool,
+        sources in 0u8..1 << SOURCES.len(),
         affinity in proptest::option::of(1u8..3),
         endpoints in proptest::collection::vec((0u8..30, any::<bool>()), 0..20),
     ) -> Spec {
-        Spec { number, external, node_port, local_policy, affinity, endpoints }
+        Spec { number, external, node_port, local_policy, sources, affinity, endpoints }
     }
 }
 
 impl Spec {
+    pub fn source_ranges(&self) -> impl Iterator<Item = IpNet> {
+        let chosen = SOURCES.iter().enumerate().filter(|(bit, _)| self.sources & (1 << bit) != 0);
+        chosen.map(|(_, network)| network.parse().unwrap())
+    }
+
     pub fn changes(&self) -> Vec<Change> {
         let mut service = Service::new(name(self.number));
         service.service_type = ServiceType::LoadBalancer;
@@ -94,6 +106,7 @@ impl Spec {
         if self.local_policy {
             service.external_traffic_policy = TrafficPolicy::Local;
         }
+        service.source_ranges = self.source_ranges().collect();
         service.session_affinity = self.affinity.map(|seconds| Duration::from_secs(seconds.into()));
         let slice = EndpointSlice {
             name: ObjectName::new("ns", &format!("slice-{}", self.number)),
