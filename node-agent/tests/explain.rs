@@ -12,7 +12,7 @@ use node_agent::nft::ruleset::Ruleset;
 use support::kernel::{in_namespace, nft};
 use support::*;
 
-/// A host 172.30.0.11 with three Services in its kernel.
+/// A host 172.30.0.11 with some Services in its kernel.
 fn program() {
     let spec = |number, contended: Option<u8>, endpoints: &[(u8, bool)]| Spec {
         number,
@@ -23,9 +23,11 @@ fn program() {
         ..Spec::default()
     };
     let kept = Spec { affinity: Some(60), ..spec(3, None, &[(8, true), (9, false)]) };
+    let firewalled = Spec { sources: 0b100, ..spec(4, Some(2), &[(9, true)]) };
     let mut agent = Agent::new();
     for spec in [
         kept,
+        firewalled,
         spec(0, Some(0), &[(5, true), (6, false)]),
         spec(1, None, &[]),
         spec(2, Some(1), &[(7, false)]),
@@ -117,6 +119,24 @@ fn each_verdict_comes_with_its_reason() {
                     "Dropped without an answer",
                     "192.0.2.1:80/TCP has usable endpoints on other nodes",
                     "traffic policy is Local",
+                ],
+            ),
+            (
+                "203.0.113.5",
+                "192.0.2.2:80",
+                [
+                    "ns/svc-4:http",
+                    "Dropped without an answer",
+                    "203.0.113.5 is in none of the networks of its loadBalancerSourceRanges",
+                ],
+            ),
+            (
+                "10.244.3.9",
+                "192.0.2.2:80",
+                [
+                    "ns/svc-4:http",
+                    "10.244.3.9 is in one of the networks of its loadBalancerSourceRanges: is not dropped",
+                    "10.244.1.9:8080",
                 ],
             ),
             (
