@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::conntrack::Feed;
 use crate::engine::Engine;
 use crate::events::{self, Events};
 use crate::health::{Health, Moment};
@@ -46,6 +47,7 @@ pub struct Agent {
     engine: Engine,
     checks: HealthChecks,
     localhost: LocalhostNodePorts,
+    conntrack: Option<Feed>,
     health: Health,
     metrics: Metrics,
     events: Events,
@@ -91,6 +93,7 @@ impl Agent {
             pod_cidrs: PodCidrWait::new(config.detect_local),
             zone: None,
             primary_ips: PrimaryIps::default(),
+            conntrack: None,
             changed: BTreeSet::new(),
             next_check: None,
             not_before: None,
@@ -99,6 +102,13 @@ impl Agent {
             triggers: Vec::new(),
             config,
         })
+    }
+
+    /// Whoever ends stale connections is told of commits.
+    #[must_use]
+    pub fn feeding(mut self, conntrack: Feed) -> Self {
+        self.conntrack = Some(conntrack);
+        self
     }
 
     /// Tells what an operator must know; without this, nobody.
@@ -213,6 +223,9 @@ impl Agent {
                     self.metrics.programmed(family, since, done.wall);
                 }
                 self.health.updated(done);
+                if let Some(feed) = &mut self.conntrack {
+                    feed.committed(&self.world, self.engine.nodeport_addresses(), reads);
+                }
                 if let Some(token) = self.first_sync.take() {
                     token.done();
                 }
@@ -271,6 +284,9 @@ impl Agent {
             self.engine.mark_node();
         }
         self.changed.extend(dirty.services.iter().cloned());
+        if let Some(feed) = &mut self.conntrack {
+            feed.mark(dirty.services.iter().cloned());
+        }
         self.engine.mark(dirty.services);
     }
 }

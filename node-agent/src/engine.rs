@@ -151,6 +151,14 @@ impl Engine {
         std::mem::take(&mut self.refusals)
     }
 
+    /// The addresses of this host on which NodePorts answer.
+    pub fn nodeport_addresses(&self) -> BTreeSet<IpAddr> {
+        let everywhere =
+            |ip: &&IpAddr| !ip.is_loopback() && self.config.answers_everywhere(IpFamily::of(**ip));
+        let listed = self.mirror.iter().flat_map(|mirror| &mirror.node_addresses);
+        listed.chain(self.host.iter().filter(everywhere)).copied().collect()
+    }
+
     /// Frontends whose traffic policy leaves them without an endpoint.
     pub fn stranded(&self) -> &Stranded {
         &self.stranded

@@ -5,6 +5,7 @@ pub mod agent;
 pub mod args;
 pub mod command_line;
 pub mod config;
+pub mod conntrack;
 pub mod dump;
 pub mod engine;
 pub mod events;

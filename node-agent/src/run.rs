@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::agent::Agent;
 use crate::args::{Cli, RunArgs, Verb};
 use crate::config::{Config, Families, Listen};
+use crate::conntrack::Reconciler;
 use crate::events::{self, Events};
 use crate::health::Health;
 use crate::kube_proxy::{file, watch::ends_when_changed};
@@ -85,7 +86,8 @@ async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
     let first_sync = readiness.task("first sync");
     let agent =
         Agent::new(config.clone(), settings.min_sync_period, health.clone(), metrics.clone(), first_sync)?;
-    let agent = agent.telling(events.clone());
+    let (feed, reconciler) = Reconciler::new(metrics.clone())?;
+    let agent = agent.telling(events.clone()).feeding(feed);
     let client = kube_watch::client_to(settings.kubeconfig.as_deref(), args.master.as_deref()).await?;
     let writer = Writer::new(client.clone(), events::CONTROLLER, &config.node_name);
     events.of_node(&config.node_name, events::STARTING, String::new());
@@ -115,6 +117,7 @@ async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
     let watching = watch_with(Source::Kube(client), config.watches(), options, tx);
     let stop = cancel.clone();
     tasks.spawn("watch", async move { stop.run_until_cancelled(watching).await.unwrap_or(Ok(())) });
+    tasks.spawn("conntrack", reconciler.run(cancel.clone()));
     if let Some(path) = args.configured.config.clone() {
         let stop = cancel.clone();
         tasks.spawn("configuration file", async move { ends_when_changed(&path, stop).await });

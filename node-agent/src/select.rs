@@ -64,6 +64,16 @@ pub fn select<'a>(
     Selection { cluster, local, any }
 }
 
+/// The port's endpoints that serve, whatever policies and topology say; sorted. One that is to be
+/// published while it is not ready (`publishNotReadyAddresses`) is ready, but is not said to serve.
+pub fn serving<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    port: &ServicePort,
+    family: IpFamily,
+) -> Vec<Target> {
+    targets(&candidates(slices, port, family, ""), |c| c.endpoint.ready || c.endpoint.serving)
+}
+
 /// The endpoints on this node that are ready, whatever the port: what a load balancer's health
 /// check of the node asks for. Distinct addresses; terminating ones never count. An endpoint of a
 /// dual-stack Service has an address in either family and counts once.

@@ -33,6 +33,8 @@ pub struct KubeProxyMetrics {
     livez: Family<Code, Counter>,
     localhost_listeners: Family<OfFamily, Gauge>,
     localhost_listeners_failed: Family<OfFamily, Counter>,
+    conntrack_seconds: Family<OfFamily, Histogram, fn() -> Histogram>,
+    conntrack_deleted: Family<OfFamily, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -81,11 +83,15 @@ impl KubeProxyMetrics {
             livez: Family::default(),
             localhost_listeners: Family::default(),
             localhost_listeners_failed: Family::default(),
+            conntrack_seconds: histogram(),
+            conntrack_deleted: Family::default(),
         };
         // What grows needs a sample to begin with.
         for family in FAMILIES {
             drop(metrics.failures.get_or_create(&of(family)));
             drop(metrics.programming_seconds.get_or_create(&of(family)));
+            drop(metrics.conntrack_seconds.get_or_create(&of(family)));
+            drop(metrics.conntrack_deleted.get_or_create(&of(family)));
             drop(metrics.localhost_listeners.get_or_create(&of(family)));
             drop(metrics.localhost_listeners_failed.get_or_create(&of(family)));
         }
@@ -149,6 +155,16 @@ impl KubeProxyMetrics {
         registry.register("proxy_healthz", "Answers of /healthz", m.healthz.clone());
         registry.register("proxy_livez", "Answers of /livez", m.livez.clone());
         registry.register(
+            "conntrack_reconciler_sync_duration_seconds",
+            "How long it took to look through the connection table for stale UDP entries",
+            m.conntrack_seconds.clone(),
+        );
+        registry.register(
+            "conntrack_reconciler_deleted_entries",
+            "Stale UDP entries that were ended",
+            m.conntrack_deleted.clone(),
+        );
+        registry.register(
             "nftables_localhost_nodeport_listeners",
             "NodePorts that are served on loopback",
             m.localhost_listeners.clone(),
@@ -200,6 +216,12 @@ impl KubeProxyMetrics {
 
     pub fn localhost_listener_failed(&self, family: IpFamily) {
         self.localhost_listeners_failed.get_or_create(&of(family)).inc();
+    }
+
+    /// The connection table was looked through.
+    pub fn conntrack_reconciled(&self, family: IpFamily, took: Duration, deleted: usize) {
+        self.conntrack_seconds.get_or_create(&of(family)).observe(took.as_secs_f64());
+        self.conntrack_deleted.get_or_create(&of(family)).inc_by(deleted as u64);
     }
 
     pub(super) fn failed(&self, family: IpFamily) {

@@ -133,6 +133,16 @@ impl DesiredService {
     }
 }
 
+/// Where a Service's port answers, in a family.
+pub fn frontends_of(
+    service: &Service,
+    port: &ServicePort,
+    family: IpFamily,
+) -> impl Iterator<Item = Frontend> {
+    let served = service.service_type != ServiceType::ExternalName;
+    frontends(service, port, family).map(|(frontend, _)| frontend).filter(move |_| served)
+}
+
 /// None of a family in which the Service has no ClusterIP, whatever other addresses it has: as for
 /// kube-proxy, it does not exist there (`serviceToServiceMap`, pkg/proxy/servicechangetracker.go).
 fn frontends(

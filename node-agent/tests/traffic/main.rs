@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod affinity;
+mod conntrack;
 mod full_table;
 mod hosts;
 mod local;

@@ -1,0 +1,221 @@
+//! Clients that keep asking from one port while the pods behind a Service come and go.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use daemon::Readiness;
+use nfnetlink::Family;
+use nfnetlink::conntrack::{Conntrack, Flow};
+use node_agent::agent::Agent;
+use node_agent::conntrack::Reconciler;
+use node_agent::health::Health;
+use node_agent::metrics::Metrics;
+use prometheus_client::registry::Registry;
+use service_model::{Change, Kind};
+use tokio::sync::mpsc::{Sender, channel};
+use tokio_util::sync::CancellationToken;
+
+use crate::hosts::{Ground, Host};
+use crate::talk::Server;
+use crate::to;
+use crate::worlds::{Shop, config};
+
+const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+/// Far more than it takes; a flow that is not ended is kept for ever by its packets.
+const DEADLINE: Duration = Duration::from_secs(15);
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Runs an agent on the node while the test feeds it.
+fn with_agent<R>(ground: &Ground, test: impl FnOnce(&Sender<Change>) -> R) -> R {
+    let ((tx, rx), cancel) = (channel(64), CancellationToken::new());
+    let stop = cancel.clone();
+    let agent = async move || {
+        let metrics = Metrics::register(&mut Registry::default());
+        let health = Health::new(Duration::from_secs(30));
+        let token = Readiness::default().task("first sync");
+        let (feed, reconciler) = Reconciler::new(metrics.clone()).unwrap();
+        let agent = Agent::new(config(), Duration::ZERO, health, metrics, token).unwrap();
+        let agent = agent.feeding(feed).run(rx, stop.clone());
+        let (agent, reconciler) = tokio::join!(agent, reconciler.run(stop.clone()));
+        agent.and(reconciler).unwrap();
+    };
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            ground.node.run(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(agent());
+            });
+        });
+        // Also when the test panics.
+        let guard = cancel.drop_guard();
+        let outcome = test(&tx);
+        drop(guard);
+        running.join().unwrap();
+        outcome
+    })
+}
+
+fn list(tx: &Sender<Change>, ground: &Ground, shop: &Shop<'_>) {
+    let (begin, end) = (KINDS.map(Change::ListStarted), KINDS.map(Change::ListEnded));
+    let changes = begin.into_iter().chain(shop.changes(&ground.node)).chain(end);
+    changes.for_each(|change| tx.blocking_send(change).unwrap());
+}
+
+fn apply(tx: &Sender<Change>, ground: &Ground, shop: &Shop<'_>) {
+    shop.changes(&ground.node).into_iter().for_each(|change| tx.blocking_send(change).unwrap());
+}
+
+/// A client that asks from one port.
+struct Asker(UdpSocket);
+
+impl Asker {
+    fn new(host: &Host, to: SocketAddr) -> Self {
+        let any: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = host.run(|| UdpSocket::bind((any, 0))).unwrap();
+        socket.connect(to).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        Self(socket)
+    }
+
+    /// The pod that answers, if one does.
+    fn ask(&self) -> Option<String> {
+        let mut answer = [0; 128];
+        // An ICMP error about an earlier datagram is no answer either.
+        self.0.send(b"who?").ok()?;
+        let length = self.0.recv(&mut answer).ok()?;
+        let text = String::from_utf8_lossy(&answer[..length]);
+        text.split_once(' ').map(|(pod, _)| pod.to_owned())
+    }
+
+    /// Asks on until that pod answers.
+    fn until_answered_by(&self, pod: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        let mut last = None;
+        while last.as_deref() != Some(pod) {
+            assert!(Instant::now() < deadline, "{:?}: {last:?} instead of {pod}", self.0.peer_addr());
+            last = self.ask();
+        }
+    }
+
+    fn is_of(&self, flow: &Flow) -> bool {
+        self.0.local_addr().is_ok_and(|local| local.port() == flow.original.source.port())
+    }
+}
+
+fn flows(ground: &Ground, protocol: u8) -> BTreeSet<Flow> {
+    ground.node.run(|| {
+        let (mut table, mut flows) = (Conntrack::open().unwrap(), BTreeSet::new());
+        for family in [Family::Ip, Family::Ip6] {
+            table.visit(family, protocol, |flow| flows.extend([*flow])).unwrap();
+        }
+        flows
+    })
+}
+
+fn flow_of(ground: &Ground, asker: &Asker) -> Flow {
+    let mut of_asker = flows(ground, UDP).into_iter().filter(|flow| asker.is_of(flow));
+    of_asker.next().expect("the asker's entry")
+}
+
+#[test]
+fn a_client_that_keeps_its_port_is_answered_by_another_pod_once_its_own_is_gone() {
+    let ground = Ground::new();
+    let [a, b, c] = &ground.pods;
+    let _servers = [a, b].map(Server::start);
+    let shop = Shop { exposed: true, endpoints: vec![a], ..Shop::default() };
+    let (only_a, only_b) = (shop.clone(), Shop { endpoints: vec![b], ..shop.clone() });
+    let both = Shop { endpoints: vec![a, b], ..shop.clone() };
+    with_agent(&ground, |tx| {
+        list(tx, &ground, &only_a);
+        let mut askers = Vec::new();
+        for ip in shop.cluster_ips() {
+            askers.push(Asker::new(c, to(ip, 80)));
+            let [external, balancer] = shop.external_ips(ip);
+            let node_port = to(ground.node.address(ip), 30080);
+            for frontend in [to(external, 80), to(balancer, 80), node_port] {
+                askers.push(Asker::new(&ground.outside, frontend));
+            }
+        }
+        askers.iter().for_each(|asker| asker.until_answered_by(a.name));
+        let _tcp = c.run(|| TcpStream::connect(to(shop.cluster_ips()[0], 80))).unwrap();
+        let of_tcp = flows(&ground, TCP);
+        assert!(!of_tcp.is_empty());
+
+        apply(tx, &ground, &both);
+        // One that goes to b keeps going there, by the very same entry.
+        let vip = to(shop.cluster_ips()[0], 80);
+        let deadline = Instant::now() + DEADLINE;
+        let at_b = loop {
+            let asker = Asker::new(c, vip);
+            if asker.ask().as_deref() == Some(b.name) {
+                break asker;
+            }
+            assert!(Instant::now() < deadline, "b is an endpoint by now");
+        };
+        askers.iter().for_each(|asker| assert_eq!(asker.ask().as_deref(), Some(a.name), "its pod is there"));
+        let before = flow_of(&ground, &at_b);
+
+        apply(tx, &ground, &only_b);
+        askers.iter().for_each(|asker| asker.until_answered_by(b.name));
+        assert_eq!(at_b.ask().as_deref(), Some(b.name));
+        assert_eq!(flow_of(&ground, &at_b), before);
+        let names = |flows: &BTreeSet<Flow>| flows.iter().map(|f| f.original).collect::<BTreeSet<_>>();
+        assert!(names(&flows(&ground, TCP)).is_superset(&names(&of_tcp)), "TCP is left alone");
+    });
+}
+
+#[test]
+fn a_client_that_asked_before_there_was_a_service_is_answered_once_there_is() {
+    let ground = Ground::new();
+    let [a, _, c] = &ground.pods;
+    let _server = Server::start(a);
+    let shop = Shop { endpoints: vec![a], ..Shop::default() };
+    let askers = shop.cluster_ips().map(|ip| Asker::new(c, to(ip, 80)));
+    with_agent(&ground, |tx| {
+        let (begin, end) = (KINDS.map(Change::ListStarted), KINDS.map(Change::ListEnded));
+        begin.into_iter().chain(end).for_each(|change| tx.blocking_send(change).unwrap());
+        let deadline = Instant::now() + DEADLINE;
+        // Untranslated entries come into being as soon as the table tracks connections.
+        while !askers.iter().all(|asker| flows(&ground, UDP).iter().any(|flow| asker.is_of(flow))) {
+            askers.iter().for_each(|asker| assert_eq!(asker.ask(), None));
+            assert!(Instant::now() < deadline, "the datagrams are tracked");
+        }
+        apply(tx, &ground, &shop);
+        askers.iter().for_each(|asker| asker.until_answered_by(a.name));
+    });
+}
+
+#[test]
+fn a_long_flow_survives_a_restart_of_the_agent() {
+    let ground = Ground::new();
+    let [a, b, c] = &ground.pods;
+    let _servers = [a, b].map(Server::start);
+    let shop = Shop { endpoints: vec![a, b], ..Shop::default() };
+    let askers = with_agent(&ground, |tx| {
+        list(tx, &ground, &Shop { endpoints: vec![a], ..shop.clone() });
+        let askers = shop.cluster_ips().map(|ip| Asker::new(c, to(ip, 80)));
+        askers.iter().for_each(|asker| asker.until_answered_by(a.name));
+        askers
+    });
+    let before = [flow_of(&ground, &askers[0]), flow_of(&ground, &askers[1])];
+    with_agent(&ground, |tx| {
+        // While it was away, b came, and a dead entry was left behind.
+        let client = "172.30.0.100:9".parse().unwrap();
+        let gone = nfnetlink::conntrack::Tuple::udp(client, to(shop.cluster_ips()[0], 80));
+        let reply = nfnetlink::conntrack::Tuple::udp("10.244.1.99:8080".parse().unwrap(), client);
+        let dead = Flow { original: gone, reply, ..before[0] };
+        let created = ground.node.run(|| Conntrack::open().unwrap().create(&[dead], DEADLINE * 10)).unwrap();
+        assert_eq!(created, 1);
+        list(tx, &ground, &shop);
+        let deadline = Instant::now() + DEADLINE;
+        while flows(&ground, UDP).iter().any(|flow| flow.original == gone) {
+            askers.iter().for_each(|asker| assert_eq!(asker.ask().as_deref(), Some(a.name)));
+            assert!(Instant::now() < deadline, "the start looks through the table");
+        }
+    });
+    askers.iter().for_each(|asker| assert_eq!(asker.ask().as_deref(), Some(a.name)));
+    assert_eq!([flow_of(&ground, &askers[0]), flow_of(&ground, &askers[1])], before);
+}
