@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::agent::Agent;
 use crate::args::{Cli, RunArgs, Verb};
 use crate::config::{Config, Families, Listen};
-use crate::conntrack::Reconciler;
+use crate::conntrack::{Reconciler, sysctls};
 use crate::events::{self, Events};
 use crate::health::Health;
 use crate::kube_proxy::{file, watch::ends_when_changed};
@@ -58,6 +58,9 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     if args.cleanup {
         return clean_up(true);
+    }
+    for unset in sysctls::apply(&settings.source.conntrack) {
+        tracing::warn!("{unset}; set it on the host, run --init-only with more rights, or do not ask for it");
     }
     if args.init_only {
         return Ok(());

@@ -1,4 +1,5 @@
-//! The node's connection table: UDP entries that lead to endpoints which no longer serve are ended.
+//! The node's connection table: UDP entries that lead to endpoints which no longer serve are ended,
+//! and its limits are set ([`sysctls`]).
 //!
 //! ```text
 //! agent ─Feed─▶ Reconciler ─▶ Served: what should be ─▶ Cleaner ─▶ kernel
@@ -13,6 +14,7 @@ mod cleaner;
 mod pace;
 mod reconciler;
 mod served;
+pub mod sysctls;
 
 pub use cleaner::Cleaner;
 pub use reconciler::{Feed, Reconciler};

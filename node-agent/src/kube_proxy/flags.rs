@@ -191,17 +191,58 @@ static FLAGS: &[Flag] = &[
         v.parse::<std::net::IpAddr>().map_err(|_| "it is not an address".to_owned())?;
         text(&mut c.bind_address, v)
     }),
-    quiet("conntrack-max-per-core", |c, v| count(&mut c.conntrack.max_per_core, v)),
-    quiet("conntrack-min", |c, v| count(&mut c.conntrack.min, v)),
-    yes("conntrack-tcp-be-liberal", |c, v| boolean(&mut c.conntrack.tcp_be_liberal, v)),
-    quiet("conntrack-tcp-timeout-established", |c, v| {
-        period(c.conntrack.tcp_established_timeout.get_or_insert_default(), v)
-    }),
-    quiet("conntrack-tcp-timeout-close-wait", |c, v| {
-        period(c.conntrack.tcp_close_wait_timeout.get_or_insert_default(), v)
-    }),
-    quiet("conntrack-udp-timeout", |c, v| period(&mut c.conntrack.udp_timeout, v)),
-    quiet("conntrack-udp-timeout-stream", |c, v| period(&mut c.conntrack.udp_stream_timeout, v)),
+    with_default(
+        "conntrack-max-per-core",
+        "NUMBER",
+        "32768",
+        "Connections that the kernel tracks for each processor, raised at the start; 0 leaves it as it is",
+        |c, v| count(&mut c.conntrack.max_per_core, v),
+    ),
+    with_default(
+        "conntrack-min",
+        "NUMBER",
+        "131072",
+        "Connections that it tracks at least, whatever --conntrack-max-per-core amounts to",
+        |c, v| count(&mut c.conntrack.min, v),
+    ),
+    with_default(
+        "conntrack-tcp-timeout-established",
+        "DURATION",
+        "24h",
+        "When an idle TCP connection is forgotten; 0 leaves it as it is",
+        |c, v| period(c.conntrack.tcp_established_timeout.get_or_insert_default(), v),
+    ),
+    with_default(
+        "conntrack-tcp-timeout-close-wait",
+        "DURATION",
+        "1h",
+        "The same for one that the server has closed; 0 leaves it as it is",
+        |c, v| period(c.conntrack.tcp_close_wait_timeout.get_or_insert_default(), v),
+    ),
+    with_default(
+        "conntrack-udp-timeout",
+        "DURATION",
+        "0",
+        "The same for UDP without an answer; 0 leaves it as it is",
+        |c, v| period(&mut c.conntrack.udp_timeout, v),
+    ),
+    with_default(
+        "conntrack-udp-timeout-stream",
+        "DURATION",
+        "0",
+        "The same for UDP both ways; 0 leaves it as it is",
+        |c, v| period(&mut c.conntrack.udp_stream_timeout, v),
+    ),
+    Flag {
+        takes: Takes::Bool,
+        ..with_default(
+            "conntrack-tcp-be-liberal",
+            "",
+            "false",
+            "TCP packets outside the window stay part of their connection",
+            |c, v| boolean(&mut c.conntrack.tcp_be_liberal, v),
+        )
+    },
     quiet("kube-api-content-type", |c, v| text(&mut c.client_connection.content_type, v)),
     quiet("kube-api-qps", |c, v| {
         c.client_connection.qps = number(v)?;

@@ -27,8 +27,6 @@ pub fn unheeded(configuration: &KubeProxyConfiguration) -> Vec<String> {
         address.is_ok_and(|ip| !ip.is_unspecified()),
         "bindAddress: the node's addresses are those of its Node object".to_owned(),
     );
-    let usual = KubeProxyConfiguration::without_file().conntrack;
-    say(c.conntrack != usual, "conntrack: no sysctl is set here".to_owned());
     say(c.enable_profiling, "enableProfiling: there is no /debug/pprof".to_owned());
     say(
         !c.show_hidden_metrics_for_version.is_empty(),
