@@ -133,7 +133,7 @@ impl<'a> Lead<'a> {
         if !self.state.world_changed() {
             return;
         }
-        let Dirty { services, nodes } = Arc::make_mut(&mut self.state.world).take_dirty();
+        let Dirty { services, nodes, .. } = Arc::make_mut(&mut self.state.world).take_dirty();
         for name in &services {
             self.classify(name, Queue::mark);
         }

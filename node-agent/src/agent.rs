@@ -37,7 +37,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 const MOST_TRIGGERS: usize = 10_000;
 
 /// Every kind that the agent watches: nothing is decided before all are listed.
-const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
 
 /// The World, and what is made of it.
 #[derive(Debug)]
@@ -264,7 +264,7 @@ impl Agent {
             match kind {
                 Some(Kind::Service) => self.metrics.theirs.service_changed(),
                 Some(Kind::EndpointSlice) => self.metrics.theirs.endpoint_changed(),
-                Some(Kind::Node) | None => {}
+                Some(Kind::Node | Kind::ServiceCidr) | None => {}
             }
             // What happened before this process is not its to answer for.
             let trigger = trigger.filter(|(_, since)| *since > self.started);
@@ -283,6 +283,9 @@ impl Agent {
             }
             self.engine.mark_node();
         }
+        if dirty.service_networks {
+            self.engine.mark_node();
+        }
         self.changed.extend(dirty.services.iter().cloned());
         if let Some(feed) = &mut self.conntrack {
             feed.mark(dirty.services.iter().cloned());
@@ -298,6 +301,7 @@ fn kind_of(change: &Change) -> Option<Kind> {
             Kind::EndpointSlice
         }
         Change::Apply(Object::Node(_)) | Change::Delete(Key::Node(_)) => Kind::Node,
+        Change::Apply(Object::ServiceCidr(_)) | Change::Delete(Key::ServiceCidr(_)) => Kind::ServiceCidr,
         Change::ListStarted(_) | Change::ListEnded(_) => return None,
     })
 }

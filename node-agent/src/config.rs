@@ -1,5 +1,6 @@
 //! What the flags mean, parsed: nothing later validates again.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub struct Config {
     pub masquerade_all: bool,
     pub nodeport_addresses: NodePortAddresses,
     pub families: Families,
+    /// The networks from which ClusterIPs are given; nothing until they are known.
+    pub service_networks: BTreeSet<IpNet>,
     /// What some of the above leave to the Node object; nothing until it is known.
     pub node: NodeFacts,
 }
@@ -86,7 +89,7 @@ impl Config {
     /// What the agent needs to know of the cluster.
     pub fn watches(&self) -> WatchConfig {
         let nodes = Nodes::One(self.node_name.clone());
-        WatchConfig { services: true, slices: true, nodes, detail: Detail::Dataplane }
+        WatchConfig { services: true, slices: true, nodes, service_cidrs: true, detail: Detail::Dataplane }
     }
 }
 

@@ -93,7 +93,7 @@ impl Engine {
         self.dirty.extend(services);
     }
 
-    /// The Node changed, hence perhaps its addresses.
+    /// The Node changed, hence perhaps its addresses; or the networks of ClusterIPs.
     pub fn mark_node(&mut self) {
         self.node_changed = true;
     }
@@ -198,14 +198,15 @@ impl Engine {
         }
     }
 
-    /// Takes from the Node object what rules are made of. If it differs, the kernel's are compared
+    /// Takes from the Node object and the ServiceCIDRs what rules are made of. If it differs, the kernel's are compared
     /// with those that are wanted now.
     fn learn_node(&mut self, world: &World) {
         let facts = self.config.node.after(world.node(&self.config.node_name));
-        if facts == self.config.node {
+        let networks = world.service_networks();
+        if (facts, &networks) == (self.config.node, &self.config.service_networks) {
             return;
         }
-        self.config.node = facts;
+        (self.config.node, self.config.service_networks) = (facts, networks);
         let rulesets = Ruleset::each(&self.config);
         if rulesets != self.rulesets {
             self.rulesets = rulesets;

@@ -196,6 +196,7 @@ mod tests {
             masquerade_all: false,
             nodeport_addresses: text.parse().unwrap(),
             families: Families::default(),
+            service_networks: BTreeSet::new(),
             node: NodeFacts { primary_ips, ..NodeFacts::default() },
         }
     }

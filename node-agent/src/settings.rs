@@ -1,6 +1,7 @@
 //! What a configuration means to us, parsed: from flags or from a file, the rest of the program does
 //! not know which.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -86,6 +87,7 @@ impl Settings {
             masquerade_all,
             nodeport_addresses: nodeport_addresses(&source).context("nodePortAddresses")?,
             families: Families::default(),
+            service_networks: BTreeSet::new(),
             node: NodeFacts::default(),
         };
         let kubeconfig = &source.client_connection.kubeconfig;

@@ -23,7 +23,7 @@ use support::{Spec, config, name};
 use tokio::sync::mpsc::{Sender, channel};
 use tokio_util::sync::CancellationToken;
 
-const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
 
 /// Waits, with the runtime running, until the condition holds.
 async fn until(what: &str, deadline: Duration, condition: impl Fn() -> bool) {
@@ -108,7 +108,7 @@ fn nothing_is_touched_before_every_kind_is_listed() {
         until("the agent has taken all changes", PATIENCE, || tx.capacity() == tx.max_capacity()).await;
         assert_eq!(nft(&["list", "ruleset"]), "");
         assert!(!health.is_live(Moment::now()));
-        send(tx, [Change::ListEnded(Kind::Node)]).await;
+        send(tx, [Change::ListEnded(Kind::Node), Change::ListEnded(Kind::ServiceCidr)]).await;
         until("programmed", PATIENCE, || listed("10.96.0.1 . tcp . 80")).await;
         until("healthy", PATIENCE, || health.is_live(Moment::now())).await;
     });

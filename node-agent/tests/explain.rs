@@ -142,7 +142,7 @@ fn each_verdict_comes_with_its_reason() {
             (
                 "10.244.3.9",
                 "10.96.0.0:81",
-                ["Untouched", "10.96.0.0 is served at other ports only: 80/TCP (ns/svc-0:http)", ""],
+                ["Refused at once", "10.96.0.0 is served at other ports only: 80/TCP (ns/svc-0:http)", ""],
             ),
             (
                 "10.244.3.9",

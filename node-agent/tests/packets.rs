@@ -93,9 +93,11 @@ proptest! {
                 }
                 let own = IpAddr::from([10, 96, 0, spec.number]);
                 prop_assert_eq!(go(source, own, 80), expected(spec, false, source), "ClusterIP from {}", source);
-                prop_assert_eq!(go(source, own, 81), BTreeSet::from([Fate::Untouched]));
+                prop_assert_eq!(go(source, own, 81), BTreeSet::from([Fate::Refused]), "another port");
             }
         }
+        let unallocated = IpAddr::from([10, 96, 1, 1]);
+        prop_assert_eq!(go(OUTSIDE, unallocated, 80), BTreeSet::from([Fate::Dropped]));
         // Addresses that several want belong to the first by name.
         for number in 0..2 {
             let owner = |wants: &dyn Fn(&Spec) -> Option<u8>| specs.values().find(|s| wants(s) == Some(number));

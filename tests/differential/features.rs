@@ -68,8 +68,8 @@ const FEATURES: &[(&str, Feature, bool)] = &[
     ("ip-modes", Feature::IpModes, true),
     ("affinity", Feature::Affinity, true),
     ("labels", Feature::Labels, true),
-    ("undefined-ports", Feature::UndefinedPorts, false),
-    ("unallocated-addresses", Feature::UnallocatedAddresses, false),
+    ("undefined-ports", Feature::UndefinedPorts, true),
+    ("unallocated-addresses", Feature::UnallocatedAddresses, true),
     ("oddities", Feature::Oddities, true),
     ("changes", Feature::Changes, true),
 ];

@@ -40,6 +40,9 @@ pub(crate) struct Slices {
 #[derive(Debug)]
 pub(crate) struct Nodes;
 
+#[derive(Debug)]
+pub(crate) struct ServiceCidrs;
+
 /// Converts one kind's events.
 #[derive(Debug)]
 pub(crate) struct Changes<C> {
@@ -136,6 +139,19 @@ impl Convert for Nodes {
     }
 }
 
+impl Convert for ServiceCidrs {
+    type Wire = wire::ServiceCidr;
+    const KIND: Kind = Kind::ServiceCidr;
+
+    fn key(wire: &wire::ServiceCidr) -> Key {
+        Key::ServiceCidr(wire.metadata.name.as_deref().unwrap_or_default().into())
+    }
+
+    fn object(&mut self, wire: wire::ServiceCidr, problems: &mut Problems) -> Option<Object> {
+        convert::service_cidr(wire, problems).map(Object::ServiceCidr)
+    }
+}
+
 fn name_of(object: &impl Resource) -> ObjectName {
     let meta = object.meta();
     ObjectName::new(meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or_default())
@@ -148,7 +164,7 @@ impl Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Key::Service(name) | Key::EndpointSlice(name) => f.write_str(name.as_str()),
-            Key::Node(name) => f.write_str(name),
+            Key::Node(name) | Key::ServiceCidr(name) => f.write_str(name),
         }
     }
 }

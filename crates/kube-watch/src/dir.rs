@@ -10,7 +10,7 @@ use serde_yaml_ng::Value;
 use service_model::{Change, NodeName};
 use tokio::sync::mpsc::Sender;
 
-use crate::changes::{self, Changes, Convert, Listing, Services, Slices};
+use crate::changes::{self, Changes, Convert, Listing, ServiceCidrs, Services, Slices};
 use crate::config::{Nodes, WatchConfig};
 use crate::wire;
 
@@ -76,6 +76,7 @@ struct Folder {
     services: Option<Changes<Services>>,
     slices: Option<Changes<Slices>>,
     nodes: Option<Changes<changes::Nodes>>,
+    service_cidrs: Option<Changes<ServiceCidrs>>,
     only_node: Option<NodeName>,
 }
 
@@ -84,6 +85,7 @@ struct Objects {
     services: Vec<wire::Service>,
     slices: Vec<wire::EndpointSlice>,
     nodes: Vec<wire::Node>,
+    service_cidrs: Vec<wire::ServiceCidr>,
 }
 
 impl Folder {
@@ -96,6 +98,7 @@ impl Folder {
             services: config.services.then(|| Changes::new(Services(config.detail))),
             slices: config.slices.then(|| Changes::new(Slices::new(config.detail))),
             nodes: (config.nodes != Nodes::None).then(|| Changes::new(changes::Nodes)),
+            service_cidrs: config.service_cidrs.then(|| Changes::new(ServiceCidrs)),
             only_node,
         }
     }
@@ -118,6 +121,7 @@ impl Folder {
         list(&mut self.services, objects.services, &mut changes);
         list(&mut self.slices, objects.slices, &mut changes);
         list(&mut self.nodes, objects.nodes, &mut changes);
+        list(&mut self.service_cidrs, objects.service_cidrs, &mut changes);
         changes
     }
 }
@@ -141,7 +145,8 @@ impl Objects {
             "Service" if of("v1") => push(&mut self.services, value),
             "EndpointSlice" if of("discovery.k8s.io/v1") => push(&mut self.slices, value),
             "Node" if of("v1") => push(&mut self.nodes, value),
-            "List" | "ServiceList" | "EndpointSliceList" | "NodeList" => {
+            "ServiceCIDR" if of("networking.k8s.io/v1") => push(&mut self.service_cidrs, value),
+            "List" | "ServiceList" | "EndpointSliceList" | "NodeList" | "ServiceCIDRList" => {
                 let items = value.get("items").and_then(Value::as_sequence);
                 for item in items.into_iter().flatten() {
                     self.add(item.clone(), file);
@@ -192,7 +197,13 @@ mod tests {
     use crate::Detail;
 
     fn config() -> WatchConfig {
-        WatchConfig { services: true, slices: true, nodes: Nodes::One("n1".into()), detail: Detail::Full }
+        WatchConfig {
+            services: true,
+            slices: true,
+            nodes: Nodes::One("n1".into()),
+            service_cidrs: false,
+            detail: Detail::Full,
+        }
     }
 
     const WEB: &str = "

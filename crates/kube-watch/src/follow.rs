@@ -37,6 +37,8 @@ pub(crate) struct Times {
     pub(crate) silence: Duration,
     /// Between two warnings about the same trouble.
     pub(crate) warn_again: Duration,
+    /// For a kind that the API server need not have: when it is asked for again.
+    pub(crate) optional: Option<Duration>,
 }
 
 impl Default for Times {
@@ -47,7 +49,15 @@ impl Default for Times {
             steady: Duration::from_secs(1),
             silence: Duration::from_secs(120),
             warn_again: Duration::from_secs(60),
+            optional: None,
         }
+    }
+}
+
+impl Times {
+    /// Of a kind that the API server need not have or show.
+    pub(crate) fn of_optional() -> Self {
+        Self { optional: Some(Duration::from_secs(300)), ..Self::default() }
     }
 }
 
@@ -70,6 +80,7 @@ pub(crate) async fn follow<W, T>(
         version: None,
         heard: false,
         caught_up: None,
+        without: false,
         told: BTreeSet::new(),
         metrics,
         convert,
@@ -91,6 +102,8 @@ struct Feed<W, T, F> {
     heard: bool,
     /// Since when this attempt has nothing to list any more.
     caught_up: Option<Instant>,
+    /// It was said that the API server does not have the kind.
+    without: bool,
     /// Unreadable objects that were warned about.
     told: BTreeSet<Unreadable>,
     metrics: KindMetrics,
@@ -135,6 +148,13 @@ where
                     tracing::info!(kind = %self.kind, "{failure}; listing anew");
                     self.version = None;
                 }
+                Err(Stop::Failed(failure)) if times.optional.is_some() && failure.is_for_want_of_it() => {
+                    if self.go_without(&failure).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(times.optional.unwrap_or_default()).await;
+                    continue;
+                }
                 Err(Stop::Failed(failure)) => {
                     self.metrics.interruptions.inc();
                     if warned.is_none_or(|at| at.elapsed() >= times.warn_again) {
@@ -147,6 +167,18 @@ where
             }
             tokio::time::sleep(retry.delay(random_share())).await;
         }
+    }
+
+    /// Nothing is known of the kind and nothing will be: that counts as an empty list.
+    async fn go_without(&mut self, failure: &Failure) -> Result<(), Stop> {
+        if self.without {
+            return Ok(());
+        }
+        self.without = true;
+        self.version = None;
+        tracing::warn!(kind = %self.kind, "going on without, and asking again from time to time: {failure}");
+        self.send(Listing::Started).await?;
+        self.send(Listing::Ended).await
     }
 
     /// Lists if nothing is known, and watches until the server ends it.

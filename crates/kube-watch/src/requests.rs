@@ -299,6 +299,13 @@ impl std::convert::From<kube::Error> for Failure {
     }
 }
 
+impl Failure {
+    /// The API server does not have the kind, or does not show it to this program.
+    pub(crate) fn is_for_want_of_it(&self) -> bool {
+        matches!(self, Failure::Refused(error) if matches!(code(error), Some(403 | 404)))
+    }
+}
+
 fn code(error: &kube::Error) -> Option<u16> {
     match error {
         kube::Error::Api(status) => Some(status.code),

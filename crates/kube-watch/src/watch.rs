@@ -77,6 +77,7 @@ async fn watch_kube(client: Client, config: WatchConfig, options: &Options, tx: 
     } else {
         (list.clone(), list.clone())
     };
+    let cidrs = config.service_cidrs.then(|| list.clone());
     let nodes = match &config.nodes {
         Nodes::None => None,
         Nodes::All => Some(list),
@@ -84,9 +85,10 @@ async fn watch_kube(client: Client, config: WatchConfig, options: &Options, tx: 
     };
     let (services, slices) = (config.services.then_some(services), config.slices.then_some(slices));
     futures::join!(
-        follow_known(&client, services, changes::Services(detail), options, &tx),
-        follow_known(&client, slices, changes::Slices::new(detail), options, &tx),
-        follow_known(&client, nodes, changes::Nodes, options, &tx),
+        follow_known(&client, services, changes::Services(detail), Times::default(), options, &tx),
+        follow_known(&client, slices, changes::Slices::new(detail), Times::default(), options, &tx),
+        follow_known(&client, nodes, changes::Nodes, Times::default(), options, &tx),
+        follow_known(&client, cidrs, changes::ServiceCidrs, Times::of_optional(), options, &tx),
     );
 }
 
@@ -99,6 +101,7 @@ async fn follow_known<C: Convert>(
     client: &Client,
     selector: Option<watcher::Config>,
     convert: C,
+    times: Times,
     options: &Options,
     tx: &Sender<Change>,
 ) where
@@ -108,7 +111,7 @@ async fn follow_known<C: Convert>(
     let mut changes = Changes::new(convert);
     let metrics = options.metrics.of(&C::Wire::kind(&()));
     let api = Api::<C::Wire>::all(client.clone());
-    follow(api, selector, Times::default(), metrics, |l| Some(changes.of(l)), tx.clone()).await;
+    follow(api, selector, times, metrics, |l| Some(changes.of(l)), tx.clone()).await;
 }
 
 /// Watches one kind and sends what `convert` makes of each event, until the receiver is gone. For

@@ -35,7 +35,13 @@ impl Watched {
     async fn start(streaming: bool, script: &[(&'static str, Vec<Reply>)]) -> Self {
         let script = script.iter().map(|(of, replies)| (*of, replies.clone().into())).collect();
         let server = ApiServer::start(script).await;
-        let config = WatchConfig { services: true, slices: true, nodes: Nodes::All, detail: Detail::Full };
+        let config = WatchConfig {
+            services: true,
+            slices: true,
+            nodes: Nodes::All,
+            service_cidrs: false,
+            detail: Detail::Full,
+        };
         let kinds = config.kinds();
         let options = Options { streaming, metrics: WatchMetrics::default() };
         // Narrow, so that the three kinds wait for each other.
@@ -88,6 +94,10 @@ fn show(change: &Change) -> (Kind, String) {
         Change::Apply(Object::Service(service)) => (Kind::Service, show_service(service)),
         Change::Apply(Object::EndpointSlice(slice)) => (Kind::EndpointSlice, show_slice(slice)),
         Change::Apply(Object::Node(node)) => (Kind::Node, show_node(node)),
+        Change::Apply(Object::ServiceCidr(cidr)) => {
+            (Kind::ServiceCidr, format!("{} {:?}", cidr.name, cidr.networks))
+        }
+        Change::Delete(Key::ServiceCidr(name)) => (Kind::ServiceCidr, format!("delete {name}")),
         Change::Delete(Key::Service(name)) => (Kind::Service, format!("delete {name}")),
         Change::Delete(Key::EndpointSlice(name)) => (Kind::EndpointSlice, format!("delete {name}")),
         Change::Delete(Key::Node(name)) => (Kind::Node, format!("delete {name}")),

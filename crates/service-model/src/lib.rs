@@ -12,6 +12,7 @@ mod endpoints;
 mod name;
 mod node;
 mod service;
+mod service_cidr;
 mod world;
 
 pub use endpoints::{Endpoint, EndpointPort, EndpointSlice, Hints};
@@ -21,4 +22,5 @@ pub use service::{
     Ingress, IngressPort, IpFamily, IpFamilyPolicy, IpMode, ParseProtocolError, Protocol, Service,
     ServicePort, ServiceType, TrafficPolicy,
 };
+pub use service_cidr::ServiceCidr;
 pub use world::{Change, Dirty, Key, Kind, Object, World};

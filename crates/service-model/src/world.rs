@@ -5,14 +5,18 @@
 //! the list did not mention. Nothing is held twice meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use crate::{EndpointSlice, Node, NodeName, ObjectName, Service, ServiceName};
+use ipnet::IpNet;
+
+use crate::{EndpointSlice, Node, NodeName, ObjectName, Service, ServiceCidr, ServiceName};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Service,
     EndpointSlice,
     Node,
+    ServiceCidr,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +24,7 @@ pub enum Object {
     Service(Service),
     EndpointSlice(EndpointSlice),
     Node(Node),
+    ServiceCidr(ServiceCidr),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +32,7 @@ pub enum Key {
     Service(ServiceName),
     EndpointSlice(ObjectName),
     Node(NodeName),
+    ServiceCidr(Arc<str>),
 }
 
 /// One event of a source, in the order in which the source saw it.
@@ -46,6 +52,8 @@ pub enum Change {
 pub struct Dirty {
     pub services: BTreeSet<ServiceName>,
     pub nodes: BTreeSet<NodeName>,
+    /// The networks of ClusterIPs may be others.
+    pub service_networks: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -53,6 +61,7 @@ pub struct World {
     services: Index<ServiceName, Service>,
     slices: Index<ObjectName, EndpointSlice>,
     nodes: Index<NodeName, Node>,
+    service_cidrs: Index<Arc<str>, ServiceCidr>,
     /// Which slices belong to a Service.
     slices_of: BTreeSet<(ServiceName, ObjectName)>,
     dirty: Dirty,
@@ -66,6 +75,7 @@ impl World {
             Change::Apply(Object::Service(service)) => self.apply_service(service),
             Change::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice),
             Change::Apply(Object::Node(node)) => self.apply_node(node),
+            Change::Apply(Object::ServiceCidr(cidr)) => self.apply_service_cidr(cidr),
             Change::Delete(key) => self.delete(&key),
             Change::ListStarted(kind) => self.start_list(kind),
             Change::ListEnded(kind) => self.end_list(kind),
@@ -79,6 +89,7 @@ impl World {
             Kind::Service => self.services.listed,
             Kind::EndpointSlice => self.slices.listed,
             Kind::Node => self.nodes.listed,
+            Kind::ServiceCidr => self.service_cidrs.listed,
         })
     }
 
@@ -116,6 +127,11 @@ impl World {
         names.filter_map(|(_, name)| self.slices.entry(name))
     }
 
+    /// The networks from which ClusterIPs are given.
+    pub fn service_networks(&self) -> BTreeSet<IpNet> {
+        self.service_cidrs.values().flat_map(|cidr| &cidr.networks).copied().collect()
+    }
+
     fn apply_service(&mut self, service: Service) {
         let name = service.name.clone();
         if self.services.insert(name.clone(), service).changed {
@@ -128,6 +144,10 @@ impl World {
         if self.nodes.insert(name.clone(), node).changed {
             self.dirty.nodes.insert(name);
         }
+    }
+
+    fn apply_service_cidr(&mut self, cidr: ServiceCidr) {
+        self.dirty.service_networks |= self.service_cidrs.insert(cidr.name.clone(), cidr).changed;
     }
 
     fn apply_slice(&mut self, mut slice: EndpointSlice) {
@@ -159,6 +179,9 @@ impl World {
                     self.dirty.nodes.insert(name.clone());
                 }
             }
+            Key::ServiceCidr(name) => {
+                self.dirty.service_networks |= self.service_cidrs.remove(name).is_some();
+            }
             Key::EndpointSlice(name) => {
                 if let Some(slice) = self.slices.remove(name) {
                     self.unlink_slice(name, &slice.service);
@@ -177,6 +200,7 @@ impl World {
             Kind::Service => self.services.epoch += 1,
             Kind::EndpointSlice => self.slices.epoch += 1,
             Kind::Node => self.nodes.epoch += 1,
+            Kind::ServiceCidr => self.service_cidrs.epoch += 1,
         }
     }
 
@@ -185,6 +209,7 @@ impl World {
             Kind::Service => self.services.end_list().map(Key::Service).collect(),
             Kind::EndpointSlice => self.slices.end_list().map(Key::EndpointSlice).collect(),
             Kind::Node => self.nodes.end_list().map(Key::Node).collect(),
+            Kind::ServiceCidr => self.service_cidrs.end_list().map(Key::ServiceCidr).collect(),
         };
         for key in &gone {
             self.delete(key);
@@ -194,7 +219,7 @@ impl World {
 
 impl Dirty {
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.nodes.is_empty()
+        self.services.is_empty() && self.nodes.is_empty() && !self.service_networks
     }
 }
 

@@ -194,7 +194,12 @@ fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, pack
             kept.next().unwrap_or_else(|| "no rule asks for masquerading".to_owned())
         }
         Fate::Refused | Fate::Dropped => {
-            let reason = ended(&[Action::Reject, Action::Drop]).map(|hop| because(hop, packet));
+            let ending = ended(&[Action::Reject, Action::Drop]);
+            let undefined = ending.is_some_and(|hop| hop.rule.matches.contains(&Match::ToClusterIp));
+            let reason = match undefined {
+                true => Some(neighbours(mirror, packet)),
+                false => ending.map(|hop| because(hop, packet)),
+            };
             reason
                 .filter(|reason| !reason.is_empty())
                 .unwrap_or_else(|| "its endpoints are being replaced at this moment".to_owned())

@@ -12,6 +12,12 @@ pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
     match matched {
         Match::New => "it begins a connection".to_owned(),
         Match::To(shape, group) => membership(packet.frontend(*shape), *group, holds),
+        Match::ToClusterIp if holds => format!("{destination} is a ClusterIP, of which this is no port"),
+        Match::ToClusterIp => format!("{destination} is no ClusterIP"),
+        Match::ToNetwork(network) if holds => {
+            format!("{destination} is in the Service network {network}, and no Service has it")
+        }
+        Match::ToNetwork(network) => format!("{destination} is outside {network}"),
         Match::ToNodeAddress => format!("{destination} does {not}answer NodePorts"),
         Match::ToThisHost => format!("{destination} is {not}an address of this host other than loopback"),
         Match::From(network) => inside(source, network, holds),
@@ -44,6 +50,8 @@ pub(super) fn is_policy(matched: &Match) -> bool {
         | Match::FromThisHost => true,
         Match::New
         | Match::To(..)
+        | Match::ToClusterIp
+        | Match::ToNetwork(_)
         | Match::ToNodeAddress
         | Match::ToThisHost
         | Match::ToLoopback

@@ -50,6 +50,7 @@ fn config(nodeport_addresses: &str) -> Config {
         masquerade_all: false,
         nodeport_addresses: nodeport_addresses.parse().unwrap(),
         families: Families::default(),
+        service_networks: BTreeSet::new(),
         node: NodeFacts::default(),
     }
 }

@@ -44,6 +44,7 @@ pub fn set(of: IpFamily, name: SetName) -> Set {
         }
         SetName::Affinity(shape, _) => Set { data: Some(MapData::Verdict), ..Set::new(&text, key(shape)) },
         SetName::AffinityClients => affinity_rules::set_of_clients(of),
+        SetName::ClusterIps => Set::new(&text, [Field::daddr(fam)]),
         SetName::NodeAddresses => Set::new(&text, [Field::daddr(fam)]),
         SetName::SourceRanges => {
             let ranges = [key(Shape::Vip), vec![Field::saddr(fam)]].concat();
@@ -223,6 +224,14 @@ fn expressions_of_match(of: IpFamily, matched: &Match, exprs: &mut Vec<Expr>) {
         Match::To(shape, group) => {
             load_key(of, *shape, exprs);
             exprs.push(Expr::in_set(&SetName::Group(*shape, *group).to_string(), Reg::R1));
+        }
+        Match::ToClusterIp => {
+            exprs.push(Expr::daddr(fam, Reg::R1));
+            exprs.push(Expr::in_set(&SetName::ClusterIps.to_string(), Reg::R1));
+        }
+        Match::ToNetwork(network) => {
+            exprs.push(Expr::daddr(fam, Reg::R1));
+            compare_network(*network, CmpOp::Equal, exprs);
         }
         Match::ToNodeAddress => {
             exprs.push(Expr::daddr(fam, Reg::R1));

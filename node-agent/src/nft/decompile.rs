@@ -122,7 +122,7 @@ impl Dictionary {
         })
     }
 
-    /// A match of the source against any network, and how many expressions it takes.
+    /// A match of the source or destination against any network, and how many expressions it takes.
     fn network(&self, exprs: &[Expr]) -> Option<(usize, Match)> {
         let (mask, cmp, length) = match exprs {
             [Expr::Payload(_), Expr::Bitwise(masked), Expr::Cmp(cmp), ..] => (Some(&masked.mask), cmp, 3),
@@ -135,13 +135,14 @@ impl Dictionary {
             Some(mask) => IpNet::with_netmask(address, ip(mask.bytes())?).ok()?,
             None => IpNet::from(address),
         };
-        let matched = match cmp.op {
-            CmpOp::Equal => Match::From(network),
-            CmpOp::NotEqual => Match::NotFrom(network),
+        let candidates = match cmp.op {
+            CmpOp::Equal => vec![Match::From(network), Match::ToNetwork(network)],
+            CmpOp::NotEqual => vec![Match::NotFrom(network)],
             _ => return None,
         };
         // What else the expressions say, such as which field they load, must agree as well.
-        exprs.starts_with(&compile::matched(self.family, &matched)).then_some((length, matched))
+        let agrees = |matched: &Match| exprs.starts_with(&compile::matched(self.family, matched));
+        candidates.into_iter().find(agrees).map(|matched| (length, matched))
     }
 
     /// A match of the interface that the packet came in by, and how many expressions it takes.
@@ -183,6 +184,7 @@ fn every_kind_of_config() -> Vec<Config> {
                 masquerade_all,
                 nodeport_addresses: nodeport_addresses.parse().expect("keywords"),
                 families: Families::default(),
+                service_networks: BTreeSet::new(),
                 node: NodeFacts::default(),
             });
         }

@@ -1,6 +1,7 @@
 //! What a Service should look like in the kernel, on this node. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -18,6 +19,7 @@ use crate::select::{Place, Selection, select};
 pub struct DesiredService {
     pub frontends: BTreeMap<Frontend, DesiredFrontend>,
     pub hairpins: BTreeSet<Hairpin>,
+    pub cluster_ips: BTreeSet<IpAddr>,
     /// None of them is without a target.
     pub affinities: BTreeMap<AffinityKey, DesiredAffinity>,
 }
@@ -50,6 +52,9 @@ impl DesiredService {
         if service.service_type == ServiceType::ExternalName || service.cluster_ips.is_empty() {
             return desired;
         }
+        if !service.ports.is_empty() {
+            desired.cluster_ips = service.cluster_ips.iter().copied().collect();
+        }
         for port in &service.ports {
             for family in [IpFamily::V4, IpFamily::V6] {
                 desired.add_port(service, port, family, world, place);
@@ -63,6 +68,7 @@ impl DesiredService {
     pub fn within(mut self, families: Families) -> Self {
         if families != Families::default() {
             self.frontends.retain(|frontend, _| families.contains(frontend.family()));
+            self.cluster_ips.retain(|ip| families.contains(IpFamily::of(*ip)));
             self.hairpins.retain(|hairpin| families.contains(IpFamily::of(hairpin.target.ip)));
             self.affinities.retain(|key, _| families.contains(key.family));
         }

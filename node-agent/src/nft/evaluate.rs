@@ -250,6 +250,8 @@ impl<'a> Walk<'a> {
             Match::To(shape, group) => {
                 self.state(*shape, at.packet).is_some_and(|s| s.groups.contains(*group))
             }
+            Match::ToClusterIp => self.mirror.cluster_ips.contains(&destination),
+            Match::ToNetwork(network) => network.contains(&destination),
             Match::ToNodeAddress => self.mirror.node_addresses.contains(&destination),
             Match::ToThisHost => self.is_ours(destination) && !destination.is_loopback(),
             Match::From(network) => network.contains(&source),
@@ -335,6 +337,7 @@ mod tests {
             masquerade_all: false,
             nodeport_addresses: NodePortAddresses::default(),
             families: Families::default(),
+            service_networks: BTreeSet::new(),
             node: NodeFacts::default(),
         };
         let ruleset = Ruleset::new(IpFamily::V4, &config);

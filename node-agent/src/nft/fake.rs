@@ -92,6 +92,7 @@ fn holds(state: &Mirror, element: &Element) -> bool {
         Element::Affinity { frontend, pool, .. } => {
             state.affinities.leads().contains_key(&(*frontend, *pool))
         }
+        Element::ClusterIp(ip) => state.cluster_ips.contains(ip),
         Element::NodeAddress(ip) => state.node_addresses.contains(ip),
         Element::SourceRange { frontend, network } => {
             state.source_ranges.get(frontend).is_some_and(|networks| networks.contains(network))

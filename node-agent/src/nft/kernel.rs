@@ -364,7 +364,7 @@ fn key_of(element: &Element) -> nfnetlink::Value {
         | Element::Member { frontend, .. }
         | Element::Affinity { frontend, .. } => compile::key(*frontend),
         Element::Endpoint { frontend, index, .. } => compile::key(*frontend).u32(*index),
-        Element::NodeAddress(ip) => nfnetlink::Value::new().ip(*ip),
+        Element::NodeAddress(ip) | Element::ClusterIp(ip) => nfnetlink::Value::new().ip(*ip),
         Element::SourceRange { frontend, network } => compile::range_keys(*frontend, *network).0,
         Element::Hairpin(hairpin) => compile::hairpin_key(*hairpin),
     }
@@ -397,7 +397,7 @@ fn with_kernel_element(element: &Element, use_it: impl FnOnce(KernelElement<'_>)
             let key_end = end.as_ref().map(nfnetlink::Value::bytes);
             use_it(KernelElement { key_end, ..KernelElement::key(key.bytes()) });
         }
-        Element::Member { .. } | Element::NodeAddress(_) | Element::Hairpin(_) => {
+        Element::Member { .. } | Element::NodeAddress(_) | Element::ClusterIp(_) | Element::Hairpin(_) => {
             use_it(KernelElement::key(key.bytes()));
         }
     }
@@ -438,6 +438,7 @@ fn parse(family: IpFamily, set: SetName, element: &KernelElement<'_>) -> Option<
             let (frontend, network) = compile::parse_range(family, element.key, element.key_end?)?;
             Some(Element::SourceRange { frontend, network })
         }
+        SetName::ClusterIps => Some(Element::ClusterIp(compile::parse_ip(family, element.key)?.0)),
         SetName::NodeAddresses => Some(Element::NodeAddress(compile::parse_ip(family, element.key)?.0)),
         SetName::Hairpin => Some(Element::Hairpin(compile::parse_hairpin(family, element.key)?)),
     }

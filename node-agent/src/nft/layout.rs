@@ -101,6 +101,8 @@ pub enum SetName {
     Affinity(Shape, Pool),
     /// `(client . number)` of the endpoint that keeps it. Filled by packets.
     AffinityClients,
+    /// Every ClusterIP, whatever its ports.
+    ClusterIps,
     /// `(frontend . networks)` from which a [`Group::Firewalled`] one is reached.
     SourceRanges,
     /// `address . address . protocol . port` of the endpoints on this node: a connection that
@@ -189,6 +191,7 @@ impl SetName {
             SetName::AffinityClients,
             SetName::NodeAddresses,
             SetName::SourceRanges,
+            SetName::ClusterIps,
             SetName::Hairpin,
         ])
     }
@@ -207,6 +210,7 @@ impl fmt::Display for SetName {
             }
             SetName::AffinityClients => f.write_str("affinity-clients"),
             SetName::NodeAddresses => f.write_str("nodeport-ips"),
+            SetName::ClusterIps => f.write_str("cluster-ips"),
             SetName::SourceRanges => f.write_str("source-ranges"),
             SetName::Hairpin => f.write_str("hairpin"),
             SetName::Group(shape, group) => {

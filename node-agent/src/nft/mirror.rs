@@ -18,6 +18,7 @@ pub struct Mirror {
     pub v6: Structure,
     pub frontends: BTreeMap<Frontend, FrontendState>,
     pub node_addresses: BTreeSet<IpAddr>,
+    pub cluster_ips: BTreeSet<IpAddr>,
     /// From where frontends are reached that are not reached from everywhere.
     pub source_ranges: BTreeMap<Frontend, BTreeSet<IpNet>>,
     pub hairpins: BTreeSet<Hairpin>,
@@ -125,6 +126,9 @@ impl Mirror {
             Element::NodeAddress(ip) => {
                 self.node_addresses.insert(*ip);
             }
+            Element::ClusterIp(ip) => {
+                self.cluster_ips.insert(*ip);
+            }
             Element::SourceRange { frontend, network } => {
                 self.source_ranges.entry(*frontend).or_default().insert(*network);
             }
@@ -139,6 +143,9 @@ impl Mirror {
             Element::Affinity { frontend, pool, .. } => self.affinities.lead(*frontend, *pool, None),
             Element::NodeAddress(ip) => {
                 self.node_addresses.remove(ip);
+            }
+            Element::ClusterIp(ip) => {
+                self.cluster_ips.remove(ip);
             }
             Element::SourceRange { frontend, network } => {
                 if let Some(networks) = self.source_ranges.get_mut(frontend) {
@@ -171,6 +178,7 @@ impl Mirror {
         *self.structure_mut(family) = Structure::default();
         self.frontends.retain(|frontend, _| frontend.family() != family);
         self.node_addresses.retain(|ip| IpFamily::of(*ip) != family);
+        self.cluster_ips.retain(|ip| IpFamily::of(*ip) != family);
         self.affinities.forget(family);
         self.source_ranges.retain(|frontend, _| frontend.family() != family);
         self.hairpins.retain(|hairpin| IpFamily::of(hairpin.target.ip) != family);

@@ -40,6 +40,7 @@ pub enum Resource {
     Affinity(AffinityKey),
     Frontend(Frontend),
     Hairpin(Hairpin),
+    ClusterIp(IpAddr),
 }
 
 /// Plans Services, and remembers who claims what.
@@ -74,8 +75,10 @@ impl Planner {
             let own = desired_of(service);
             let frontends = own.frontends.keys().copied().map(Resource::Frontend);
             let hairpins = own.hairpins.iter().copied().map(Resource::Hairpin);
+            let cluster_ips = own.cluster_ips.iter().copied().map(Resource::ClusterIp);
             let affinities = own.affinities.keys().cloned().map(Resource::Affinity);
-            let changed = self.claims.replace(service, frontends.chain(hairpins).chain(affinities));
+            let changed =
+                self.claims.replace(service, frontends.chain(hairpins).chain(cluster_ips).chain(affinities));
             let all = changed.into_iter().chain(self.claims.of(service).iter().cloned());
             touched.extend(all.map(|resource| (resource, service.clone())));
             wanted.insert(service.clone(), own);
@@ -104,6 +107,7 @@ impl Planner {
                     plan.put_off(holder, later);
                 }
                 Resource::Hairpin(hairpin) => plan.hairpin(hairpin, owner.is_some(), mirror),
+                Resource::ClusterIp(ip) => plan.cluster_ip(ip, owner.is_some(), mirror),
                 Resource::Frontend(frontend) => {
                     let desired = owner.map(|o| &*wanted.entry(o).or_insert_with_key(&desired_of));
                     plan.frontend(frontend, desired.and_then(|d| d.frontends.get(&frontend)), holder, mirror);
@@ -132,6 +136,9 @@ impl Planner {
         for hairpin in mirror.hairpins.iter().filter(|h| unknown(&Resource::Hairpin(**h))) {
             plan.hairpin(*hairpin, false, mirror);
         }
+        for ip in mirror.cluster_ips.iter().filter(|ip| unknown(&Resource::ClusterIp(**ip))) {
+            plan.cluster_ip(*ip, false, mirror);
+        }
         plan
     }
 
@@ -156,6 +163,7 @@ impl Resource {
                     || mirror.source_ranges.contains_key(frontend)
             }
             Resource::Hairpin(hairpin) => mirror.hairpins.contains(hairpin),
+            Resource::ClusterIp(ip) => mirror.cluster_ips.contains(ip),
         }
     }
 }
@@ -213,8 +221,15 @@ impl Plan {
     }
 
     fn hairpin(&mut self, hairpin: Hairpin, wanted: bool, mirror: &Mirror) {
-        let element = Element::Hairpin(hairpin);
-        match (wanted, mirror.hairpins.contains(&hairpin)) {
+        self.one(Element::Hairpin(hairpin), wanted, mirror.hairpins.contains(&hairpin));
+    }
+
+    fn cluster_ip(&mut self, ip: IpAddr, wanted: bool, mirror: &Mirror) {
+        self.one(Element::ClusterIp(ip), wanted, mirror.cluster_ips.contains(&ip));
+    }
+
+    fn one(&mut self, element: Element, wanted: bool, there: bool) {
+        match (wanted, there) {
             (true, false) => self.now.push(Step::Add(element)),
             (false, true) => self.now.push(Step::Delete(element)),
             _ => {}

@@ -88,6 +88,9 @@ pub enum Match {
     New,
     /// What the packet is addressed to is in the group.
     To(Shape, Group),
+    /// The destination is in `cluster-ips`.
+    ToClusterIp,
+    ToNetwork(IpNet),
     /// The destination is in `nodeport-ips`.
     ToNodeAddress,
     /// The destination is an address of this host, other than loopback.
@@ -150,8 +153,8 @@ impl Ruleset {
             Chain::new(ChainName::NatOutput, dispatch(family, config)),
             Chain::new(ChainName::NatPostrouting, postrouting()),
             Chain::new(ChainName::FilterInput, input(family, config)),
-            Chain::new(ChainName::FilterForward, verdicts(family, config, &[Shape::Vip])),
-            Chain::new(ChainName::FilterOutput, verdicts(family, config, &[Shape::Vip])),
+            Chain::new(ChainName::FilterForward, elsewhere(family, config)),
+            Chain::new(ChainName::FilterOutput, elsewhere(family, config)),
         ];
         for shape in [Shape::Vip, Shape::NodePort] {
             chains.push(Chain::new(ChainName::Services(shape), services(shape, family, config)));
@@ -290,6 +293,18 @@ fn verdicts(family: IpFamily, config: &Config, shapes: &[Shape]) -> Vec<Rule> {
             rules.push(Rule { matches, action });
         }
     }
+    rules
+}
+
+/// What is not for this host. A ClusterIP is nobody's: whatever still goes there has no Service, and
+/// would wander on by the default route.
+fn elsewhere(family: IpFamily, config: &Config) -> Vec<Rule> {
+    let mut rules = verdicts(family, config, &[Shape::Vip]);
+    rules.push(Rule { matches: vec![Match::New, Match::ToClusterIp], action: Action::Reject });
+    let networks = config.service_networks.iter().filter(|network| IpFamily::of(network.addr()) == family);
+    rules.extend(
+        networks.map(|n| Rule { matches: vec![Match::New, Match::ToNetwork(*n)], action: Action::Drop }),
+    );
     rules
 }
 

@@ -55,6 +55,8 @@ pub enum Element {
         chain: AffinityKey,
     },
     NodeAddress(IpAddr),
+    /// An address at which no port but those that are served leads anywhere.
+    ClusterIp(IpAddr),
     /// The frontend is reached from the network.
     SourceRange {
         frontend: Frontend,
@@ -78,7 +80,7 @@ impl Element {
             | Element::Affinity { frontend, .. }
             | Element::SourceRange { frontend, .. }
             | Element::Endpoint { frontend, .. } => frontend.family(),
-            Element::NodeAddress(ip) => IpFamily::of(*ip),
+            Element::NodeAddress(ip) | Element::ClusterIp(ip) => IpFamily::of(*ip),
             Element::Hairpin(hairpin) => IpFamily::of(hairpin.target.ip),
         }
     }
@@ -91,6 +93,7 @@ impl Element {
             Element::Endpoint { frontend, pool, .. } => SetName::Endpoints(frontend.shape(), *pool),
             Element::Affinity { frontend, pool, .. } => SetName::Affinity(frontend.shape(), *pool),
             Element::NodeAddress(_) => SetName::NodeAddresses,
+            Element::ClusterIp(_) => SetName::ClusterIps,
             Element::SourceRange { .. } => SetName::SourceRanges,
             Element::Hairpin(_) => SetName::Hairpin,
         }
@@ -103,7 +106,7 @@ impl Element {
             | Element::Affinity { frontend, .. }
             | Element::SourceRange { frontend, .. }
             | Element::Endpoint { frontend, .. } => Some(*frontend),
-            Element::NodeAddress(_) | Element::Hairpin(_) => None,
+            Element::NodeAddress(_) | Element::ClusterIp(_) | Element::Hairpin(_) => None,
         }
     }
 }
@@ -186,6 +189,7 @@ impl Element {
                 write!(f, "keep clients of {frontend} at their endpoint{}: {chain}", on_this_node(*pool))
             }
             Element::NodeAddress(ip) => write!(f, "answer NodePorts on {ip}"),
+            Element::ClusterIp(ip) => write!(f, "refuse connections to other ports of {ip}"),
             Element::SourceRange { frontend, network } => {
                 write!(f, "let clients in {network} reach {frontend}")
             }

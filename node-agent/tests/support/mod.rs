@@ -39,6 +39,7 @@ pub fn config() -> Config {
         masquerade_all: false,
         nodeport_addresses: NodePortAddresses::default(),
         families: Families::default(),
+        service_networks: BTreeSet::from(["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()]),
         node: NodeFacts::default(),
     }
 }

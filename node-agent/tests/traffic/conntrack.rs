@@ -21,7 +21,7 @@ use crate::talk::Server;
 use crate::to;
 use crate::worlds::{Shop, config};
 
-const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
 /// Far more than it takes; a flow that is not ended is kept for ever by its packets.
 const DEADLINE: Duration = Duration::from_secs(15);
 const TCP: u8 = 6;

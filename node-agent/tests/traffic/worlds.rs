@@ -46,6 +46,7 @@ pub(crate) fn config() -> Config {
         masquerade_all: false,
         nodeport_addresses: NodePortAddresses::default(),
         families: Families::default(),
+        service_networks: std::collections::BTreeSet::new(),
         node: NodeFacts::default(),
     }
 }

@@ -9,6 +9,7 @@ mod names;
 mod node;
 mod parse;
 mod service;
+mod service_cidr;
 
 pub(crate) use endpoint_slice::endpoint_slice;
 pub(crate) use names::Names;
@@ -16,6 +17,7 @@ pub(crate) use node::node;
 pub(crate) use parse::Problems;
 pub use parse::parse_ip;
 pub(crate) use service::service;
+pub(crate) use service_cidr::service_cidr;
 
 /// How much of an object is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,6 +26,7 @@ const TIMES: Times = Times {
     steady: Duration::from_secs(1),
     silence: Duration::from_secs(10),
     warn_again: Duration::from_secs(60),
+    optional: None,
 };
 
 struct Watched {
@@ -82,7 +83,8 @@ fn show(change: &Change) -> String {
         Change::Apply(Object::Node(node)) => format!("apply {}", node.name),
         Change::Apply(Object::Service(service)) => format!("apply {}", service.name),
         Change::Apply(Object::EndpointSlice(slice)) => format!("apply {}", slice.name),
-        Change::Delete(Key::Node(name)) => format!("delete {name}"),
+        Change::Apply(Object::ServiceCidr(cidr)) => format!("apply {}", cidr.name),
+        Change::Delete(Key::Node(name) | Key::ServiceCidr(name)) => format!("delete {name}"),
         Change::Delete(Key::Service(name) | Key::EndpointSlice(name)) => format!("delete {name}"),
     }
 }
@@ -155,6 +157,24 @@ async fn a_list_comes_page_by_page_and_the_watch_begins_at_its_version() {
     let watch = watched.server.asked().await.target;
     assert!(watch.contains("watch=true") && watch.contains("allowWatchBookmarks=true"), "{watch}");
     assert!(watch.ends_with("resourceVersion=10"), "{watch}");
+}
+
+#[tokio::test]
+async fn a_kind_that_need_not_be_there_counts_as_empty_until_it_comes() {
+    let optional = Times { optional: Some(Duration::from_millis(1)), ..TIMES };
+    for list in [pages(), streamed()] {
+        let mut script = vec![Json(404, status(404)), Json(403, status(403))];
+        if list == pages() {
+            script.push(page("", &[node("a", 1)]));
+            script.push(Lines(vec![], Hold));
+        } else {
+            script.push(Lines(vec![event("ADDED", node("a", 1)), list_complete(10)], Hold));
+        }
+        let mut watched = Watched::nodes(list, optional, script).await;
+        let without = ["Node list started", "Node list ended"];
+        watched.expect(&without).await;
+        watched.expect(&["Node list started", "apply a", "Node list ended"]).await;
+    }
 }
 
 #[tokio::test]
@@ -382,7 +402,13 @@ async fn a_watch_ends_when_its_receiver_is_gone() {
 async fn the_data_plane_asks_for_what_it_routes_and_one_node() {
     let table = [
         (
-            WatchConfig { services: true, slices: false, nodes: Nodes::None, detail: Detail::Dataplane },
+            WatchConfig {
+                services: true,
+                slices: false,
+                nodes: Nodes::None,
+                service_cidrs: false,
+                detail: Detail::Dataplane,
+            },
             "/api/v1/services?",
             vec![
                 "fieldSelector=spec.clusterIP!=None",
@@ -390,7 +416,13 @@ async fn the_data_plane_asks_for_what_it_routes_and_one_node() {
             ],
         ),
         (
-            WatchConfig { services: false, slices: true, nodes: Nodes::None, detail: Detail::Dataplane },
+            WatchConfig {
+                services: false,
+                slices: true,
+                nodes: Nodes::None,
+                service_cidrs: false,
+                detail: Detail::Dataplane,
+            },
             "/apis/discovery.k8s.io/v1/endpointslices?",
             vec!["labelSelector=!service.kubernetes.io/headless"],
         ),
@@ -399,13 +431,20 @@ async fn the_data_plane_asks_for_what_it_routes_and_one_node() {
                 services: false,
                 slices: false,
                 nodes: Nodes::One("node-1".into()),
+                service_cidrs: false,
                 detail: Detail::Dataplane,
             },
             "/api/v1/nodes?",
             vec!["fieldSelector=metadata.name=node-1"],
         ),
         (
-            WatchConfig { services: true, slices: false, nodes: Nodes::None, detail: Detail::Full },
+            WatchConfig {
+                services: true,
+                slices: false,
+                nodes: Nodes::None,
+                service_cidrs: false,
+                detail: Detail::Full,
+            },
             "/api/v1/services?",
             vec![],
         ),
@@ -448,7 +487,13 @@ async fn another_kind_is_converted_by_its_watcher_and_may_be_dropped() {
 async fn every_kind_that_is_asked_for_is_listed() {
     let empty = || Lines(vec![list_complete(10)], Hold);
     let server = ApiServer::start(vec![empty(), empty(), empty()]).await;
-    let config = WatchConfig { services: true, slices: true, nodes: Nodes::All, detail: Detail::Full };
+    let config = WatchConfig {
+        services: true,
+        slices: true,
+        nodes: Nodes::All,
+        service_cidrs: false,
+        detail: Detail::Full,
+    };
     let (tx, mut rx) = mpsc::channel(16);
     let mut watching = JoinSet::new();
     let source = Source::Kube(client(&server).await);

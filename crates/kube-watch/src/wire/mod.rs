@@ -3,6 +3,7 @@
 mod endpoint_slice;
 mod node;
 mod service;
+mod service_cidr;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 pub use endpoint_slice::*;
 pub use node::*;
 pub use service::*;
+pub use service_cidr::*;
 
 /// The metadata that somebody reads. `managedFields`, often the largest part of an object, is
 /// skipped while parsing.
