@@ -139,7 +139,13 @@ fn push_lines(text: &mut String, lines: &str) {
 }
 
 fn config() -> WatchConfig {
-    WatchConfig { services: true, slices: false, nodes: Nodes::All, service_cidrs: false, detail: Detail::Full }
+    WatchConfig {
+        services: true,
+        slices: false,
+        nodes: Nodes::All,
+        service_cidrs: false,
+        detail: Detail::Full,
+    }
 }
 
 /// Watches try again for ever; a person who waits for a plan wants to know.

@@ -37,7 +37,13 @@ const CHANGES: usize = 1024;
 
 /// What every replica watches. EndpointSlices are not among it: targets are NodePorts.
 fn watch_config() -> WatchConfig {
-    WatchConfig { services: true, slices: false, nodes: Nodes::All, service_cidrs: false, detail: Detail::Full }
+    WatchConfig {
+        services: true,
+        slices: false,
+        nodes: Nodes::All,
+        service_cidrs: false,
+        detail: Detail::Full,
+    }
 }
 
 /// # Errors

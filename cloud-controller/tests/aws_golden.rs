@@ -21,7 +21,13 @@ fn read(case: &Path) -> (Service, World) {
     for file in [case, &folder().join("nodes.yaml")] {
         fs::copy(file, both.path().join(file.file_name().unwrap())).unwrap();
     }
-    let config = WatchConfig { services: true, slices: false, nodes: Nodes::All, service_cidrs: false, detail: Detail::Full };
+    let config = WatchConfig {
+        services: true,
+        slices: false,
+        nodes: Nodes::All,
+        service_cidrs: false,
+        detail: Detail::Full,
+    };
     let mut world = World::default();
     for change in kube_watch::read_dir(both.path(), &config).unwrap() {
         world.apply(change);

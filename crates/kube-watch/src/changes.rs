@@ -148,7 +148,7 @@ impl Convert for ServiceCidrs {
     }
 
     fn object(&mut self, wire: wire::ServiceCidr, problems: &mut Problems) -> Option<Object> {
-        convert::service_cidr(wire, problems).map(Object::ServiceCidr)
+        convert::service_cidr(&wire, problems).map(Object::ServiceCidr)
     }
 }
 

@@ -6,7 +6,7 @@ use super::parse::{Problems, cidr, list, object_name};
 use crate::wire;
 
 /// `None` when it has no name.
-pub(crate) fn service_cidr(wire: wire::ServiceCidr, problems: &mut Problems) -> Option<ServiceCidr> {
+pub(crate) fn service_cidr(wire: &wire::ServiceCidr, problems: &mut Problems) -> Option<ServiceCidr> {
     let name = object_name(&wire.metadata, problems)?.name().into();
     Some(ServiceCidr { name, networks: list(problems, "cidr", &wire.spec.cidrs, cidr) })
 }
