@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,20 @@ const BEAT: Duration = Duration::from_millis(100);
 
 const SETTLE: Duration = Duration::from_secs(30);
 
+/// No port is used twice. What a connection left behind in the node's connection table would lead the
+/// next one from its port: to nobody for two minutes, if that one came before the node knew the
+/// Service, or to its own endpoint for ten seconds after its end. That is the kernel's to decide.
+#[derive(Debug, Clone)]
+struct Door {
+    vip: SocketAddr,
+    next_port: Arc<AtomicU16>,
+}
+
+const FIRST_PORT: u16 = 1024;
+
 #[derive(Debug)]
 pub(crate) struct Load {
+    door: Door,
     story: Arc<Mutex<Story>>,
     runtime: Option<Runtime>,
 }
@@ -47,14 +60,18 @@ impl Load {
     /// Returns once the address answers.
     pub(crate) async fn start(host: &Host, vip: SocketAddr) -> Result<Self> {
         let runtime = host.netns.runtime()?;
-        wait::until(&format!("{vip} answers"), SETTLE, async || runtime.spawn(connect(vip)).await?.map(drop))
-            .await?;
-        let load = Self { story: Arc::default(), runtime: Some(runtime) };
+        let door = Door { vip, next_port: Arc::new(AtomicU16::new(FIRST_PORT)) };
+        wait::until(&format!("{vip} answers"), SETTLE, async || {
+            let door = door.clone();
+            runtime.spawn(async move { door.enter().await.map(drop) }).await?
+        })
+        .await?;
+        let load = Self { door, story: Arc::default(), runtime: Some(runtime) };
         for _ in 0..WORKERS {
-            load.spawn(come_and_go(vip, Arc::clone(&load.story)));
+            load.spawn(come_and_go(load.door.clone(), Arc::clone(&load.story)));
         }
         for _ in 0..STAYING {
-            load.spawn(stay(vip, Arc::clone(&load.story)));
+            load.spawn(stay(load.door.clone(), Arc::clone(&load.story)));
         }
         Ok(load)
     }
@@ -129,14 +146,14 @@ fn lock(story: &Mutex<Story>) -> MutexGuard<'_, Story> {
     story.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn come_and_go(vip: SocketAddr, story: Arc<Mutex<Story>>) {
+async fn come_and_go(door: Door, story: Arc<Mutex<Story>>) {
     let started = Instant::now();
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         pace.tick().await;
         let asked = Instant::now();
-        let answered = connect(vip).await;
+        let answered = door.enter().await;
         let mut story = lock(&story);
         story.requests += 1;
         story.slowest = story.slowest.max(asked.elapsed());
@@ -149,11 +166,11 @@ async fn come_and_go(vip: SocketAddr, story: Arc<Mutex<Story>>) {
     }
 }
 
-async fn stay(vip: SocketAddr, story: Arc<Mutex<Story>>) {
+async fn stay(door: Door, story: Arc<Mutex<Story>>) {
     let mut pace = interval(BEAT);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let beats = async {
-        let (mut stream, endpoint) = connect(vip).await?;
+        let (mut stream, endpoint) = door.enter().await?;
         loop {
             pace.tick().await;
             let beat = async {
@@ -169,17 +186,22 @@ async fn stay(vip: SocketAddr, story: Arc<Mutex<Story>>) {
     lock(&story).failures.push(format!("{error:#}"));
 }
 
-/// A new connection, and the endpoint that serves it.
-async fn connect(vip: SocketAddr) -> Result<(BufReader<TcpStream>, Ipv4Addr)> {
-    let connecting = async {
-        let socket = TcpSocket::new_v4()?;
-        // Ends with a reset: no port waits for stray packets afterwards.
-        socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
-        let mut stream = BufReader::new(socket.connect(vip).await.context("connecting")?);
-        let mut line = String::new();
-        stream.read_line(&mut line).await.context("reading a line")?;
-        let endpoint = line.trim_end().strip_prefix(SERVES).with_context(|| format!("was told {line:?}"))?;
-        Ok((stream, endpoint.parse()?))
-    };
-    timeout(traffic::PATIENCE, connecting).await.context("silence")?
+impl Door {
+    /// A new connection, and the endpoint that serves it.
+    async fn enter(&self) -> Result<(BufReader<TcpStream>, Ipv4Addr)> {
+        let port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        ensure!(port >= FIRST_PORT, "every port has been used");
+        let connecting = async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
+            // Ends with a reset: no port waits for stray packets afterwards.
+            socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+            let mut stream = BufReader::new(socket.connect(self.vip).await.context("connecting")?);
+            let mut line = String::new();
+            stream.read_line(&mut line).await.context("reading a line")?;
+            let endpoint = line.trim_end().strip_prefix(SERVES);
+            Ok((stream, endpoint.with_context(|| format!("was told {line:?}"))?.parse()?))
+        };
+        timeout(traffic::PATIENCE, connecting).await.context("silence")?
+    }
 }
