@@ -34,7 +34,7 @@ const FIRST_INGRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
 const ENDPOINT_PORT: u16 = 8080;
 
 const BACKENDS: u8 = 50;
-const IN_FLIGHT: usize = 24;
+pub(crate) const IN_FLIGHT: usize = 24;
 
 /// The order of the fields is the order of the end.
 pub(crate) struct Cluster {
@@ -42,7 +42,7 @@ pub(crate) struct Cluster {
     shape: Shape,
     /// One address and port for each Service, in the order of their creation.
     pub(crate) vips: Vec<SocketAddr>,
-    backends: Host,
+    pub(crate) backends: Host,
     pub(crate) switch: Switch,
     pub(crate) spawner: Spawner,
     pub(crate) ground: Ground,

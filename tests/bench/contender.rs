@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -43,11 +44,24 @@ impl Contender {
     }
 
     pub(crate) async fn start(self, cluster: &Cluster, run: usize) -> Result<Running> {
+        let identity = match self {
+            Self::NodeAgent => Identity::NodeAgent,
+            Self::KubeProxy => Identity::KubeProxy,
+        };
+        self.start_with(cluster, run, &cluster.control_plane.kubeconfig(identity)).await
+    }
+
+    /// At the API server that a kubeconfig names.
+    pub(crate) async fn start_with(
+        self,
+        cluster: &Cluster,
+        run: usize,
+        kubeconfig: &Path,
+    ) -> Result<Running> {
         let host = cluster.machine(run).await?;
         let name = format!("{}-{run}", self.name());
         let (program, arguments) = match self {
             Self::NodeAgent => {
-                let kubeconfig = cluster.control_plane.kubeconfig(Identity::NodeAgent);
                 let arguments = vec![
                     "run".to_owned(),
                     format!("--kubeconfig={}", kubeconfig.display()),
@@ -58,7 +72,7 @@ impl Contender {
             }
             Self::KubeProxy => {
                 let file = cluster.ground.path().join("kube-proxy.yaml");
-                fs::write(&file, kube_proxy_configuration(cluster))?;
+                fs::write(&file, kube_proxy_configuration(kubeconfig))?;
                 (programs::kubernetes("kube-proxy")?, vec![format!("--config={}", file.display())])
             }
         };
@@ -78,7 +92,7 @@ impl Contender {
 
 /// The defaults, but for the least time between two syncs, which no flag sets, and for what a
 /// namespace may not change.
-fn kube_proxy_configuration(cluster: &Cluster) -> String {
+fn kube_proxy_configuration(kubeconfig: &Path) -> String {
     format!(
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
@@ -90,7 +104,7 @@ nftables: {{minSyncPeriod: 10ms}}
 conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
 ",
         network::CLUSTER_CIDR,
-        cluster.control_plane.kubeconfig(Identity::KubeProxy).display()
+        kubeconfig.display()
     )
 }
 

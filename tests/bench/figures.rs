@@ -23,6 +23,11 @@ impl Samples {
         self.add(time.as_secs_f64());
     }
 
+    /// What was measured most recently.
+    pub(crate) fn last(&self) -> Option<f64> {
+        self.0.last().copied()
+    }
+
     pub(crate) fn median(&self) -> Option<f64> {
         self.at(0.5)
     }

@@ -8,6 +8,7 @@ mod lone_change;
 mod machine;
 mod proxies;
 mod reach;
+mod replay;
 mod shape;
 mod usage;
 
@@ -42,31 +43,52 @@ struct Plan {
     /// Services that are applied and reached, one after the other; 0 for none.
     #[arg(long, default_value = "15", default_value_if("quick", "true", "5"))]
     reach_rounds: usize,
+    /// As in `sizes`: a recorded watch is replayed to both programs. Endpoints of 2,000 Services change at
+    /// most; one start of a program goes through all rates.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1000x2:5",
+        default_value_if("quick", "true", "1000x2:1")
+    )]
+    replay: Vec<Size>,
+    /// Changes a second that are replayed, one after the other.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "500,2000,8000",
+        default_value_if("quick", "true", "2000")
+    )]
+    rates: Vec<u32>,
+    /// Seconds of each rate; 16 at most.
+    #[arg(long, default_value = "8", default_value_if("quick", "true", "4"))]
+    replay_seconds: u64,
 }
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let plan = Plan::parse();
     let head = machine::described(&plan);
+    println!("{head}\n| median (least – most) | Fairlead | kube-proxy | factor |\n|---|---|---|---|");
     // What runs ends, and what was made is removed, with the future that is dropped.
-    let rows = tokio::select! {
-        rows = measure(&plan) => rows?,
+    tokio::select! {
+        done = measure(&plan) => done?,
         _ = tokio::signal::ctrl_c() => {
             progress("stopping: removing everything from this machine");
             return Ok(ExitCode::from(130));
         }
-    };
-    println!("{head}\n| median (least – most) | Fairlead | kube-proxy | factor |\n|---|---|---|---|");
-    rows.iter().for_each(|row| println!("{row}"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(plan: &Plan) -> Result<Vec<Row>> {
-    let mut rows = if plan.reach_rounds > 0 { reach::measure(plan.reach_rounds).await? } else { Vec::new() };
-    if !plan.sizes.is_empty() {
-        rows.extend(proxies::measure(plan).await?);
+/// Every row is printed once it is known: a run that is cut short is not lost.
+async fn measure(plan: &Plan) -> Result<()> {
+    let tell = |row: Row| println!("{row}");
+    if plan.reach_rounds > 0 {
+        reach::measure(plan.reach_rounds).await?.into_iter().for_each(tell);
     }
-    Ok(rows)
+    proxies::measure(plan, tell).await?;
+    replay::measure(plan, tell).await
 }
 
 /// With the time since the first word, on standard error: the table alone is the output.

@@ -45,8 +45,8 @@ struct Costs {
     restart_served: Samples,
 }
 
-pub(crate) async fn measure(plan: &Plan) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+/// Rows are told as soon as all rounds of their size are done.
+pub(crate) async fn measure(plan: &Plan, tell: fn(Row)) -> Result<()> {
     let mut run = 0;
     for sizes in plan.sizes.chunk_by(|one, next| one.shape == next.shape && one.services <= next.services) {
         let Some(shape) = sizes.first().map(|size| size.shape) else { continue };
@@ -54,10 +54,10 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Vec<Row>> {
         let mut cluster = Cluster::start(shape).await?;
         for size in sizes {
             cluster.grow_to(size.services).await?;
-            rows.extend(table(size, compare(plan, &cluster, size, &mut run).await?));
+            table(size, compare(plan, &cluster, size, &mut run).await?).into_iter().for_each(tell);
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// Both programs with as many Services as there are, by turns.
@@ -160,7 +160,7 @@ async fn restart(
 
 /// The last, the first, and one out of each of as many equal parts between them; another one each round,
 /// the same one for both programs.
-fn sample(vips: &[SocketAddr], round: usize) -> Vec<SocketAddr> {
+pub(crate) fn sample(vips: &[SocketAddr], round: usize) -> Vec<SocketAddr> {
     let step = (vips.len() / SAMPLE).max(1);
     let between = vips.chunks(step).take(SAMPLE).enumerate().filter_map(|(part, vips)| {
         let mut hasher = DefaultHasher::new();
@@ -171,7 +171,7 @@ fn sample(vips: &[SocketAddr], round: usize) -> Vec<SocketAddr> {
     vips.last().into_iter().chain(vips.first()).chain(between).copied().collect()
 }
 
-async fn await_vip(running: &Running, vip: SocketAddr) -> Result<()> {
+pub(crate) async fn await_vip(running: &Running, vip: SocketAddr) -> Result<()> {
     loop {
         if let Ok(Ok(_)) = timeout(LOOK, reached(&running.host.netns, vip)).await {
             return Ok(());

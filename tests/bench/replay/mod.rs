@@ -1,0 +1,97 @@
+//! Sustained changes: a watch of EndpointSlices that was recorded at a real API server is replayed over
+//! HTTP at given rates, to both programs by turns.
+
+mod run;
+mod stage;
+mod tape;
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use run::{Behind, Player};
+use stage::Stage;
+use tape::Tape;
+
+use crate::cluster::Cluster;
+use crate::contender::{BOTH, Contender};
+use crate::figures::{Row, Unit};
+use crate::proxies::{await_vip, sample};
+use crate::shape::Size;
+use crate::{Plan, progress};
+
+/// Rows are told as soon as all rounds of their size are done.
+pub(crate) async fn measure(plan: &Plan, tell: fn(Row)) -> Result<()> {
+    let mut run = 0;
+    for size in &plan.replay {
+        ensure!(size.shape.endpoints == 2, "Services of 2 endpoints are replayed");
+        progress("starting a control plane");
+        let mut cluster = Cluster::start(size.shape).await?;
+        cluster.grow_to(size.services).await?;
+        progress("recording the watches of EndpointSlices");
+        let tape = Arc::new(Tape::record(&cluster).await?);
+        let behind = compare(plan, &cluster, &tape, size, &mut run).await?;
+        for (rate, behind) in plan.rates.iter().zip(behind) {
+            table(size, *rate, behind).into_iter().for_each(tell);
+        }
+    }
+    Ok(())
+}
+
+/// For each rate, both programs'.
+async fn compare(
+    plan: &Plan,
+    cluster: &Cluster,
+    tape: &Arc<Tape>,
+    size: &Size,
+    run: &mut usize,
+) -> Result<Vec<[Behind; 2]>> {
+    let length = Duration::from_secs(plan.replay_seconds);
+    let client = cluster.control_plane.client.clone();
+    let mut stage = Stage::open(&cluster.backends.netns, Arc::clone(tape), client)?;
+    let kubeconfig = cluster.ground.path().join("stage.kubeconfig");
+    fs::write(&kubeconfig, Stage::kubeconfig(cluster.backends.v4()))?;
+    let mut behind = vec![BOTH.map(|_| Behind::default()); plan.rates.len()];
+    for round in 0..size.rounds.max(size.peer_rounds) {
+        progress(&format!("replay at {size}, round {} of {}", round + 1, size.rounds));
+        for (nth, contender) in BOTH.into_iter().enumerate() {
+            let rounds = if contender == Contender::NodeAgent { size.rounds } else { size.peer_rounds };
+            if round >= rounds {
+                continue;
+            }
+            *run += 1;
+            let running = contender.start_with(cluster, *run, &kubeconfig).await?;
+            let watch = stage.watch().await?;
+            for vip in sample(&cluster.vips, round) {
+                await_vip(&running, vip).await?;
+            }
+            let mut player = Player { cluster, tape, running: &running, watch, played: 0, away: true };
+            for (rate, behind) in plan.rates.iter().zip(&mut behind) {
+                let Some(behind) = behind.get_mut(nth) else { continue };
+                player.play(*rate, length, behind).await?;
+                stage.ensure_no_other()?;
+                let served = behind.all_served.last().unwrap_or_default() * 1e3;
+                progress(&format!("{}: {rate} a second, all served after {served:.1} ms", contender.name()));
+            }
+        }
+    }
+    Ok(behind)
+}
+
+fn table(size: &Size, rate: u32, [ours, peer]: [Behind; 2]) -> Vec<Row> {
+    let rows = [
+        ("from a change until it is served", Unit::Milliseconds, ours.lag, peer.lag),
+        ("… in the first quarter of the run", Unit::Milliseconds, ours.first_quarter, peer.first_quarter),
+        ("… in the last quarter", Unit::Milliseconds, ours.last_quarter, peer.last_quarter),
+        ("from the last change until all are served", Unit::Milliseconds, ours.all_served, peer.all_served),
+        ("processor time of 1,000 changes", Unit::Milliseconds, ours.processor, peer.processor),
+    ];
+    let row = |(what, unit, ours, peer)| Row {
+        what: format!("{size}, {rate} changes a second: {what}"),
+        unit,
+        ours,
+        peer: Some(peer),
+    };
+    rows.into_iter().map(row).collect()
+}
