@@ -12,11 +12,8 @@ use crate::Plan;
 /// Two lines of a Markdown list a fact, for the head of the table.
 pub(crate) fn described(plan: &Plan) -> String {
     let mut text = String::new();
-    let sizes: Vec<String> = plan
-        .sizes
-        .iter()
-        .map(|size| format!("{} (the peer: {}) starts at {size}", size.rounds, size.peer_rounds))
-        .collect();
+    let sizes: Vec<String> =
+        plan.sizes.iter().map(|size| format!("{} starts at {size}", size.rounds)).collect();
     let facts = [
         ("Printed by", format!("`{}`, {}", command(), Timestamp::now().strftime("%F %H:%M UTC"))),
         ("Machine", machine()),
@@ -38,11 +35,13 @@ pub(crate) fn described(plan: &Plan) -> String {
         (
             "Rounds",
             format!(
-                "{} Services applied; of each program, turn by turn, {}; {} changes of each kind and a restart at \
-                 1,000 and 10,000 × 2",
+                "{} Services applied; of each program, turn by turn, {}; {} changes of each kind, a restart, \
+                 and {} starts with a watch replayed for {} s at each rate at 1,000 and 10,000 × 2",
                 plan.reach_rounds,
                 sizes.join(", "),
-                plan.changes
+                plan.changes,
+                plan.replay_rounds,
+                plan.replay_seconds,
             ),
         ),
     ];

@@ -12,7 +12,7 @@ use crate::contender::{BOTH, Contender, Running};
 use crate::figures::{Row, Samples, Unit};
 use crate::lone_change::{Change, Changes, await_endpoint};
 use crate::shape::Size;
-use crate::{Plan, progress};
+use crate::{Plan, progress, replay};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -55,6 +55,9 @@ pub(crate) async fn measure(plan: &Plan, tell: fn(Row)) -> Result<()> {
         for size in sizes {
             cluster.grow_to(size.services).await?;
             table(size, compare(plan, &cluster, size, &mut run).await?).into_iter().for_each(tell);
+            if size.is_changed() {
+                replay::measure(plan, &cluster, size, &mut run, tell).await?;
+            }
         }
     }
     Ok(())
@@ -63,22 +66,23 @@ pub(crate) async fn measure(plan: &Plan, tell: fn(Row)) -> Result<()> {
 /// Both programs with as many Services as there are, by turns.
 async fn compare(plan: &Plan, cluster: &Cluster, size: &Size, run: &mut usize) -> Result<[Costs; 2]> {
     let mut costs = BOTH.map(|_| Costs::default());
-    for round in 0..size.rounds.max(size.peer_rounds) {
-        progress(&format!("{size}, round {} of {}", round + 1, size.rounds));
-        for (contender, costs) in BOTH.into_iter().zip(&mut costs) {
-            let rounds = if contender == Contender::NodeAgent { size.rounds } else { size.peer_rounds };
-            if round >= rounds {
-                continue;
-            }
-            *run += 1;
-            let running = contender.start(cluster, *run).await?;
-            cold_start(cluster, contender, &running, round, costs).await?;
-            connect(cluster, &running, round, &mut costs.connect).await?;
-            if size.is_changed() && plan.changes > 0 {
-                idle(&running, &mut costs.idle).await?;
-                costs.changes.measure(cluster, &running, plan.changes).await?;
-                restart(cluster, contender, &running, round, costs).await?;
-            }
+    for (round, contender) in size.rounds.turns() {
+        progress(&format!(
+            "{size}, {}, round {} of {}",
+            contender.name(),
+            round + 1,
+            size.rounds.of(contender)
+        ));
+        let [ours, peer] = &mut costs;
+        let costs = if contender == Contender::NodeAgent { ours } else { peer };
+        *run += 1;
+        let running = contender.start(cluster, *run).await?;
+        cold_start(cluster, contender, &running, round, costs).await?;
+        connect(cluster, &running, round, &mut costs.connect).await?;
+        if size.is_changed() && plan.changes > 0 {
+            idle(&running, &mut costs.idle).await?;
+            costs.changes.measure(cluster, &running, plan.changes).await?;
+            restart(cluster, contender, &running, round, costs).await?;
         }
     }
     Ok(costs)

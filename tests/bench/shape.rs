@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::contender::{BOTH, Contender};
+
 /// Endpoints of one Service at most; addresses are dealt out in these steps.
 pub(crate) const MOST_ENDPOINTS: usize = 60;
 
@@ -21,10 +23,45 @@ pub(crate) struct Shape {
 pub(crate) struct Size {
     pub(crate) services: usize,
     pub(crate) shape: Shape,
-    /// Cold starts of ours.
-    pub(crate) rounds: usize,
-    /// Cold starts of the peer, which may take minutes each.
-    pub(crate) peer_rounds: usize,
+    pub(crate) rounds: Rounds,
+}
+
+/// `ROUNDS[/PEER_ROUNDS]`: how many starts of ours, and of the peer, which may take minutes each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rounds {
+    pub(crate) ours: usize,
+    pub(crate) peer: usize,
+}
+
+impl Rounds {
+    pub(crate) fn of(self, contender: Contender) -> usize {
+        match contender {
+            Contender::NodeAgent => self.ours,
+            Contender::KubeProxy => self.peer,
+        }
+    }
+
+    /// By turns: in which round who starts.
+    pub(crate) fn turns(self) -> impl Iterator<Item = (usize, Contender)> {
+        let turns = (0..self.ours.max(self.peer)).flat_map(|round| BOTH.map(|contender| (round, contender)));
+        turns.filter(move |(round, contender)| *round < self.of(*contender))
+    }
+}
+
+impl FromStr for Rounds {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (ours, peer) = text.split_once('/').unwrap_or((text, text));
+        let number = |text: &str| text.parse().with_context(|| format!("{text:?} is no number of rounds"));
+        Ok(Self { ours: number(ours)?, peer: number(peer)? })
+    }
+}
+
+impl fmt::Display for Rounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (the peer: {})", self.ours, self.peer)
+    }
 }
 
 impl FromStr for Size {
@@ -39,16 +76,14 @@ impl FromStr for Size {
             Some((_, other)) => anyhow::bail!("{other:?} is no kind of Service; there is exposed"),
         };
         let (services, endpoints) = what.split_once('x').context("give SERVICESxENDPOINTS")?;
-        let (rounds, peer_rounds) = rounds.split_once('/').unwrap_or((rounds, rounds));
         let shape = Shape { endpoints: endpoints.parse()?, exposed };
         ensure!((1..=MOST_ENDPOINTS).contains(&shape.endpoints), "1 to {MOST_ENDPOINTS} endpoints");
-        let (rounds, peer_rounds) = (rounds.parse()?, peer_rounds.parse()?);
-        Ok(Self { services: services.parse()?, shape, rounds, peer_rounds })
+        Ok(Self { services: services.parse()?, shape, rounds: rounds.parse()? })
     }
 }
 
 impl Size {
-    /// Whether changes and restarts are measured too: for the usual Service alone.
+    /// Whether changes, restarts and a replay are measured too: for the usual Service alone.
     pub(crate) fn is_changed(&self) -> bool {
         !self.shape.exposed && self.shape.endpoints == 2 && (1_000..=10_000).contains(&self.services)
     }
@@ -67,8 +102,8 @@ mod tests {
 
     #[test]
     fn a_size_says_services_endpoints_kind_and_rounds() {
-        let size = |services, endpoints, exposed, rounds, peer_rounds| {
-            Some(Size { services, shape: Shape { endpoints, exposed }, rounds, peer_rounds })
+        let size = |services, endpoints, exposed, ours, peer| {
+            Some(Size { services, shape: Shape { endpoints, exposed }, rounds: Rounds { ours, peer } })
         };
         for (text, expected) in [
             ("1000x2:5", size(1000, 2, false, 5, 5)),
@@ -76,10 +111,17 @@ mod tests {
             ("10000x2+exposed:1", size(10_000, 2, true, 1, 1)),
             ("1000:5", None),
             ("1000x2", None),
+            ("1000x2:5/", None),
             ("1000x61:1", None),
             ("1000x2+headless:1", None),
         ] {
             assert_eq!(text.parse::<Size>().ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn starts_are_by_turns_as_long_as_both_have_some() {
+        let turns: Vec<_> = Rounds { ours: 2, peer: 1 }.turns().collect();
+        assert_eq!(turns, [(0, Contender::NodeAgent), (0, Contender::KubeProxy), (1, Contender::NodeAgent)]);
     }
 }

@@ -9,7 +9,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use run::{Behind, Player};
 use stage::Stage;
 use tape::Tape;
@@ -21,20 +21,22 @@ use crate::proxies::{await_vip, sample};
 use crate::shape::Size;
 use crate::{Plan, progress};
 
-/// Rows are told as soon as all rounds of their size are done.
-pub(crate) async fn measure(plan: &Plan, tell: fn(Row)) -> Result<()> {
-    let mut run = 0;
-    for size in &plan.replay {
-        ensure!(size.shape.endpoints == 2, "Services of 2 endpoints are replayed");
-        progress("starting a control plane");
-        let mut cluster = Cluster::start(size.shape).await?;
-        cluster.grow_to(size.services).await?;
-        progress("recording the watches of EndpointSlices");
-        let tape = Arc::new(Tape::record(&cluster).await?);
-        let behind = compare(plan, &cluster, &tape, size, &mut run).await?;
-        for (rate, behind) in plan.rates.iter().zip(behind) {
-            table(size, *rate, behind).into_iter().for_each(tell);
-        }
+/// With the Services that there are.
+pub(crate) async fn measure(
+    plan: &Plan,
+    cluster: &Cluster,
+    size: &Size,
+    run: &mut usize,
+    tell: fn(Row),
+) -> Result<()> {
+    if plan.replay_rounds.turns().next().is_none() {
+        return Ok(());
+    }
+    progress("recording the watches of EndpointSlices");
+    let tape = Arc::new(Tape::record(cluster).await?);
+    let behind = compare(plan, cluster, &tape, size, run).await?;
+    for (rate, behind) in plan.rates.iter().zip(behind) {
+        table(size, *rate, behind).into_iter().for_each(tell);
     }
     Ok(())
 }
@@ -53,27 +55,26 @@ async fn compare(
     let kubeconfig = cluster.ground.path().join("stage.kubeconfig");
     fs::write(&kubeconfig, Stage::kubeconfig(cluster.backends.v4()))?;
     let mut behind = vec![BOTH.map(|_| Behind::default()); plan.rates.len()];
-    for round in 0..size.rounds.max(size.peer_rounds) {
-        progress(&format!("replay at {size}, round {} of {}", round + 1, size.rounds));
-        for (nth, contender) in BOTH.into_iter().enumerate() {
-            let rounds = if contender == Contender::NodeAgent { size.rounds } else { size.peer_rounds };
-            if round >= rounds {
-                continue;
-            }
-            *run += 1;
-            let running = contender.start_with(cluster, *run, &kubeconfig).await?;
-            let watch = stage.watch().await?;
-            for vip in sample(&cluster.vips, round) {
-                await_vip(&running, vip).await?;
-            }
-            let mut player = Player { cluster, tape, running: &running, watch, played: 0, away: true };
-            for (rate, behind) in plan.rates.iter().zip(&mut behind) {
-                let Some(behind) = behind.get_mut(nth) else { continue };
-                player.play(*rate, length, behind).await?;
-                stage.ensure_no_other()?;
-                let served = behind.all_served.last().unwrap_or_default() * 1e3;
-                progress(&format!("{}: {rate} a second, all served after {served:.1} ms", contender.name()));
-            }
+    for (round, contender) in plan.replay_rounds.turns() {
+        let who = contender.name();
+        progress(&format!(
+            "replay at {size}, {who}, round {} of {}",
+            round + 1,
+            plan.replay_rounds.of(contender)
+        ));
+        *run += 1;
+        let running = contender.start_with(cluster, *run, &kubeconfig).await?;
+        let watch = stage.watch().await?;
+        for vip in sample(&cluster.vips, round) {
+            await_vip(&running, vip).await?;
+        }
+        let mut player = Player { cluster, tape, running: &running, watch, played: 0, away: true };
+        for (rate, [ours, peer]) in plan.rates.iter().zip(&mut behind) {
+            let behind = if contender == Contender::NodeAgent { ours } else { peer };
+            player.play(*rate, length, behind).await?;
+            stage.ensure_no_other()?;
+            let served = behind.all_served.last().unwrap_or_default() * 1e3;
+            progress(&format!("{who}: {rate} a second; all served after {served:.1} ms"));
         }
     }
     Ok(behind)

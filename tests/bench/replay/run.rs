@@ -121,7 +121,9 @@ impl Player<'_> {
             if !frames.is_empty() {
                 self.watch.write(frames.freeze()).await?;
             }
-            sleep(TICK).await;
+            if next <= count {
+                sleep(TICK).await;
+            }
         }
         Ok((due(count), count))
     }
