@@ -76,6 +76,8 @@ async fn compare(
             let served = behind.all_served.last().unwrap_or_default() * 1e3;
             progress(&format!("{who}: {rate} a second; all served after {served:.1} ms"));
         }
+        // While it lives it would begin the watch anew, which ends with the player.
+        running.program.kill().await?;
     }
     Ok(behind)
 }
