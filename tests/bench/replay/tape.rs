@@ -87,7 +87,10 @@ impl Tape {
             frames.map(|(json, protobuf)| Step::of(away, json, protobuf)).collect::<Result<Vec<_>>>()
         });
         let churn = there?.into_iter().chain(back?).collect();
-        Ok(Self { reels: [json.0, protobuf.0], markers: [out?, home?], churn })
+        let mut markers = [out?, home?];
+        // The API server had them in any order; a run uses the first ones, and the next run the same.
+        markers.iter_mut().for_each(|steps| steps.sort_by_key(|step| step.service));
+        Ok(Self { reels: [json.0, protobuf.0], markers, churn })
     }
 
     pub(super) fn reel(&self, encoding: Encoding) -> &Reel {
