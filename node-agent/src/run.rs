@@ -21,8 +21,7 @@ use crate::events::{self, Events};
 use crate::health::Health;
 use crate::kube_proxy::{file, watch::ends_when_changed};
 use crate::leftovers::{self, Report, take_over::take_over};
-use crate::localhost::RejectedOnLoopback;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::nft::kernel;
 use crate::settings::Settings;
 use crate::verbs::print_plan;
@@ -82,7 +81,7 @@ async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
         daemon::metrics::register_process(&mut registry);
         let watch_metrics = WatchMetrics::default();
         watch_metrics.register(registry.sub_registry_with_prefix("fairlead_node_agent"));
-        RejectedOnLoopback::register(&config, &mut registry);
+        metrics::denied::register(&config, &mut registry);
         (Metrics::register(&mut registry), watch_metrics)
     };
     let health = Health::new(settings.sync_period);

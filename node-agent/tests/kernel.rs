@@ -116,14 +116,18 @@ fn the_hosts_nft_lists_our_rules() {
             "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @cluster-endpoints",
             "fib saddr type local",
             "ip daddr . meta l4proto . th dport vmap @affinity\n",
-            "@firewall-vips ip daddr . meta l4proto . th dport . ip saddr != @source-ranges drop",
+            "@firewall-vips ip daddr . meta l4proto . th dport . ip saddr != @source-ranges goto drop-source-ranges",
             "192.0.2.1 . tcp . 80 . 172.30.0.0/24",
             "10.96.0.1 . tcp . 80 : jump affinity/ns/svc-1/http/tcp",
             "tcp . 30001 : jump local-affinity/ns/svc-1/http/tcp",
             "chain local-affinity/ns/svc-1/http/tcp {",
             "flags dynamic,timeout\n\t\tgc-interval 10s\n",
             "masquerade fully-random",
-            "ct state new ip daddr . meta l4proto . th dport @reject-vips reject",
+            "ct state new ip daddr . meta l4proto . th dport @reject-vips goto reject-no-endpoints",
+            "ct state new ip daddr . meta l4proto . th dport @drop-vips goto drop-no-local-endpoints",
+            "ct state new ip daddr @cluster-ips goto reject-undefined-port",
+            "counter packets 0 bytes 0\n\t\treject\n",
+            "counter packets 0 bytes 0\n\t\tdrop\n",
             "ip6 daddr . meta l4proto . th dport @service-vips goto services",
         ] {
             assert!(listed.contains(line), "{line:?} is not in\n{listed}");
@@ -193,7 +197,12 @@ fn a_foreign_flush_is_healed_by_the_next_sync() {
 
 #[test]
 fn what_others_do_to_our_table_is_put_right_in_one_commit() {
-    const CASES: [(&str, &str); 9] = [
+    const CASES: [(&str, &str); 10] = [
+        (
+            "a chain that is gone, as in a table of an earlier version",
+            "flush chain ip fairlead filter-forward; flush chain ip fairlead filter-output; \
+             delete chain ip fairlead reject-undefined-port",
+        ),
         (
             "a chain, and a rule that leads to it",
             "add chain ip fairlead intruder; add rule ip fairlead intruder drop; \

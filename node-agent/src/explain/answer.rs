@@ -7,11 +7,12 @@ use serde::Serialize;
 use service_model::{IpFamily, Protocol};
 
 use super::words;
+use crate::nft::denial::Denial;
 use crate::nft::evaluate::{self, Fate, Hop, Packet, Trace};
 use crate::nft::layout::{Frontend, Group, Shape, TABLE};
 use crate::nft::mirror::Mirror;
 use crate::nft::reading::Reading;
-use crate::nft::ruleset::{Action, Match};
+use crate::nft::ruleset::{Action, ChainName, Match};
 
 /// Of an untouched packet's neighbours, so many are named.
 const NEIGHBOURS: usize = 12;
@@ -194,15 +195,15 @@ fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, pack
             kept.next().unwrap_or_else(|| "no rule asks for masquerading".to_owned())
         }
         Fate::Refused | Fate::Dropped => {
-            let ending = ended(&[Action::Reject, Action::Drop]);
-            let undefined = ending.is_some_and(|hop| hop.rule.matches.contains(&Match::ToClusterIp));
-            let reason = match undefined {
-                true => Some(neighbours(mirror, packet)),
-                false => ending.map(|hop| because(hop, packet)),
-            };
-            reason
-                .filter(|reason| !reason.is_empty())
-                .unwrap_or_else(|| "its endpoints are being replaced at this moment".to_owned())
+            let denying = last.clone().find_map(|hop| match hop.rule.action {
+                Action::Goto(ChainName::Denied(denial)) => Some((hop, denial)),
+                _ => None,
+            });
+            match denying {
+                Some((_, Denial::UndefinedPort)) => neighbours(mirror, packet),
+                Some((hop, _)) => because(hop, packet),
+                None => "its endpoints are being replaced at this moment".to_owned(),
+            }
         }
         Fate::Untouched if is_for_the_proxy(outcome, mirror, packet) => {
             "a NodePort on loopback: node-agent's own proxy listens there while the Service has endpoints that its \

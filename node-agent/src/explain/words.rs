@@ -3,7 +3,7 @@
 use crate::local::{InterfaceName, Interfaces};
 use crate::nft::evaluate::Packet;
 use crate::nft::layout::{Frontend, Group, Pool};
-use crate::nft::ruleset::{Action, Match};
+use crate::nft::ruleset::{Action, ChainName, Match};
 
 /// Why the match holds for the packet, or why it does not.
 pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
@@ -85,6 +85,7 @@ pub(super) fn deed(action: Action) -> String {
 /// What a rule would have done that does not apply.
 pub(super) fn omission(action: Action) -> String {
     match action {
+        Action::Goto(ChainName::Denied(denial)) => omission(denial.action()),
         Action::Goto(chain) => format!("does not go on in {chain}"),
         Action::Count => "is not counted".to_owned(),
         Action::Mark => "is not to be masqueraded by this rule".to_owned(),

@@ -12,9 +12,6 @@
 
 mod choice;
 mod listener;
-mod rejected;
-
-pub use rejected::RejectedOnLoopback;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,5 +1,6 @@
 //! What the agent counts: kube-proxy's names where dashboards know them, ours for the rest.
 
+pub mod denied;
 mod kube_proxy;
 
 use std::time::{Duration, SystemTime};

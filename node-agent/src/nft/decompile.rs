@@ -175,6 +175,8 @@ fn kind(expr: &Expr) -> String {
 /// Between them they have every match and action that rules are made of, apart from parameters.
 fn every_kind_of_config() -> Vec<Config> {
     let cidrs: ClusterCidrs = "10.244.0.0/16,fd00:10:244::/56".parse().expect("two networks");
+    let networks: BTreeSet<IpNet> =
+        ["10.96.0.0/12", "fd00:10:96::/112"].map(|network| network.parse().expect("a network")).into();
     let mut configs = Vec::new();
     for nodeport_addresses in ["primary", "all", "all,localhost"] {
         for masquerade_all in [false, true] {
@@ -184,7 +186,7 @@ fn every_kind_of_config() -> Vec<Config> {
                 masquerade_all,
                 nodeport_addresses: nodeport_addresses.parse().expect("keywords"),
                 families: Families::default(),
-                service_networks: BTreeSet::new(),
+                service_networks: networks.clone(),
                 node: NodeFacts::default(),
             });
         }

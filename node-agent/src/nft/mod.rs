@@ -12,6 +12,7 @@ pub mod affinity_rules;
 pub mod claims;
 pub mod compile;
 pub mod decompile;
+pub mod denial;
 pub mod desired;
 pub mod evaluate;
 pub mod fake;

@@ -186,7 +186,8 @@ pub fn plan_structure(rulesets: &[Ruleset], mirror: &Mirror) -> Plan {
         }
         plan.now
             .extend(SetName::all().filter(|s| !have.sets.contains(s)).map(|s| Step::CreateSet(family, s)));
-        let wrong = ruleset.chains.iter().map(|c| c.name).filter(|name| !have.chains.contains(name));
+        // Those that others lead to first: one that is missing is made before a rule names it.
+        let wrong = ruleset.chains.iter().rev().map(|c| c.name).filter(|name| !have.chains.contains(name));
         plan.now.extend(wrong.map(|name| Step::RewriteChain(name, Box::new(ruleset.clone()))));
         plan.now.extend(have.other_chains.iter().map(|c| Step::FlushChain(family, c.clone())));
         // In this order: rules use sets, and maps of verdicts lead to chains.

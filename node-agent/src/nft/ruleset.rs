@@ -7,8 +7,12 @@
 //!                                                                └─ ClusterIPs ────▶ spread ──▶ n-K ▶ lb-K ▶ dnat
 //!                                      node address, service-nodeports ──▶ nodeports, alike
 //! nat   postrouting 100:               marked ▶ masquerade; hairpin ▶ masquerade
-//! filter input, forward, output 0:     new connections to reject-vips ▶ reject, to drop-vips ▶ drop
+//! filter input, forward, output 0:     new connections to reject-vips ▶ reject, to drop-vips ▶ drop;
+//!                                      forward, output: to other ports of cluster-ips ▶ reject,
+//!                                      to the rest of the Service networks ▶ drop
 //! ```
+//!
+//! Each reason to reject or drop is a chain with a counter ([`Denial`]).
 //!
 //! Hooks and priorities are kube-proxy's (README of its nftables mode): translation at dstnat and
 //! srcnat, verdicts at filter, so that CNIs and NetworkPolicies see the same packets as before.
@@ -18,6 +22,7 @@ use std::fmt;
 use ipnet::IpNet;
 use service_model::{IpFamily, Protocol};
 
+use super::denial::{Denial, UNSERVED_ON_LOOPBACK};
 use super::layout::{FAMILIES, Group, Pool, Shape, SizeClass};
 use crate::config::Config;
 use crate::local::{Interfaces, Pods};
@@ -26,7 +31,7 @@ use crate::local::{Interfaces, Pods};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruleset {
     pub family: IpFamily,
-    /// In any order: all chains are created before the first rule.
+    /// Each before those that it leads to.
     pub chains: Vec<Chain>,
 }
 
@@ -50,12 +55,12 @@ pub enum ChainName {
     Services(Shape),
     External(Shape),
     ExternalLocal(Shape),
-    /// NodePorts on loopback that nothing can serve there.
-    RejectOnLoopback(Protocol),
     /// Picks the chain for the number of endpoints.
     Spread(Shape, Pool),
     /// Picks one of so many endpoints.
     Balance(Shape, Pool, SizeClass),
+    /// Counts and ends what is not let through.
+    Denied(Denial),
 }
 
 /// Where a base chain is hooked in.
@@ -141,9 +146,6 @@ pub enum Action {
 /// a third of the indexes is free: one connection in 729 takes the last resort.
 const DRAWS: usize = 6;
 
-/// Where `--nodeport-addresses` names loopback, TCP has a proxy there and these have not.
-pub const UNSERVED_ON_LOOPBACK: [Protocol; 2] = [Protocol::Udp, Protocol::Sctp];
-
 impl Ruleset {
     pub fn new(family: IpFamily, config: &Config) -> Self {
         let mut chains = vec![
@@ -175,11 +177,12 @@ impl Ruleset {
                 }));
             }
         }
-        if config.answers_on_loopback(family) {
-            for protocol in UNSERVED_ON_LOOPBACK {
-                let rules = vec![Rule::always(Action::Count), Rule::always(Action::Reject)];
-                chains.push(Chain::new(ChainName::RejectOnLoopback(protocol), rules));
-            }
+        let on_loopback = UNSERVED_ON_LOOPBACK
+            .into_iter()
+            .filter(|_| config.answers_on_loopback(family))
+            .map(Denial::OnLoopback);
+        for denial in Denial::ALWAYS.into_iter().chain(on_loopback) {
+            chains.push(Chain::new(ChainName::Denied(denial), denial.rules()));
         }
         Self { family, chains }
     }
@@ -198,7 +201,7 @@ impl Ruleset {
 /// Before the translation: a NodePort that leads to the same endpoints is not concerned.
 fn firewall() -> Vec<Rule> {
     let firewalled = Match::To(Shape::Vip, Group::Firewalled);
-    vec![Rule { matches: vec![Match::New, firewalled, Match::NotFromItsRanges], action: Action::Drop }]
+    vec![Rule::denying(vec![Match::New, firewalled, Match::NotFromItsRanges], Denial::OutsideSourceRanges)]
 }
 
 fn dispatch(family: IpFamily, config: &Config) -> Vec<Rule> {
@@ -287,10 +290,11 @@ fn postrouting() -> Vec<Rule> {
 fn verdicts(family: IpFamily, config: &Config, shapes: &[Shape]) -> Vec<Rule> {
     let mut rules = Vec::new();
     for &shape in shapes {
-        for (group, action) in [(Group::Reject, Action::Reject), (Group::Drop, Action::Drop)] {
+        for (group, denial) in [(Group::Reject, Denial::NoEndpoints), (Group::Drop, Denial::NoLocalEndpoints)]
+        {
             let mut matches = vec![Match::New];
             matches.extend(to_served(shape, group, family, config));
-            rules.push(Rule { matches, action });
+            rules.push(Rule::denying(matches, denial));
         }
     }
     rules
@@ -300,11 +304,12 @@ fn verdicts(family: IpFamily, config: &Config, shapes: &[Shape]) -> Vec<Rule> {
 /// would wander on by the default route.
 fn elsewhere(family: IpFamily, config: &Config) -> Vec<Rule> {
     let mut rules = verdicts(family, config, &[Shape::Vip]);
-    rules.push(Rule { matches: vec![Match::New, Match::ToClusterIp], action: Action::Reject });
+    rules.push(Rule::denying(vec![Match::New, Match::ToClusterIp], Denial::UndefinedPort));
     let networks = config.service_networks.iter().filter(|network| IpFamily::of(network.addr()) == family);
-    rules.extend(
-        networks.map(|n| Rule { matches: vec![Match::New, Match::ToNetwork(*n)], action: Action::Drop }),
-    );
+    let unallocated = |network: &IpNet| {
+        Rule::denying(vec![Match::New, Match::ToNetwork(*network)], Denial::UnallocatedAddress)
+    };
+    rules.extend(networks.map(unallocated));
     rules
 }
 
@@ -319,14 +324,10 @@ fn refused_on_loopback(family: IpFamily, config: &Config) -> Vec<Rule> {
     if !config.answers_on_loopback(family) {
         return Vec::new();
     }
-    let rule = |protocol| Rule {
-        matches: vec![
-            Match::New,
-            Match::ToLoopback,
-            Match::Over(protocol),
-            Match::To(Shape::NodePort, Group::Served),
-        ],
-        action: Action::Goto(ChainName::RejectOnLoopback(protocol)),
+    let rule = |protocol| {
+        let served = Match::To(Shape::NodePort, Group::Served);
+        let matches = vec![Match::New, Match::ToLoopback, Match::Over(protocol), served];
+        Rule::denying(matches, Denial::OnLoopback(protocol))
     };
     UNSERVED_ON_LOOPBACK.map(rule).into()
 }
@@ -354,8 +355,12 @@ impl Match {
 }
 
 impl Rule {
-    fn always(action: Action) -> Self {
+    pub(super) fn always(action: Action) -> Self {
         Self { matches: Vec::new(), action }
+    }
+
+    fn denying(matches: Vec<Match>, denial: Denial) -> Self {
+        Self { matches, action: Action::Goto(ChainName::Denied(denial)) }
     }
 }
 
@@ -395,9 +400,8 @@ impl fmt::Display for ChainName {
             ChainName::Services(Shape::NodePort) => f.write_str("nodeports"),
             ChainName::External(shape) => write!(f, "{}external", prefix(shape)),
             ChainName::ExternalLocal(shape) => write!(f, "{}ext-local", prefix(shape)),
-            ChainName::RejectOnLoopback(protocol) => {
-                write!(f, "loopback-reject-{}", protocol.to_string().to_lowercase())
-            }
+            ChainName::Denied(denial) if denial.is_refusal() => write!(f, "reject-{denial}"),
+            ChainName::Denied(denial) => write!(f, "drop-{denial}"),
             ChainName::Spread(shape, pool) => write!(f, "{}{}spread", prefix(shape), local(pool)),
             ChainName::Balance(shape, pool, class) => {
                 write!(f, "{}{}lb-{}", prefix(shape), local(pool), class.slots())

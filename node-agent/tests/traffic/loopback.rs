@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use node_agent::config::Config;
 use node_agent::engine::Engine;
+use node_agent::nft::denial::Denial;
 use node_agent::nft::evaluate::Fate;
 use node_agent::nft::kernel::Kernel;
 use node_agent::nft::ruleset::ChainName;
@@ -26,7 +27,7 @@ fn a_datagram_to_a_node_port_on_loopback_is_refused_and_counted_where_loopback_i
     let _engine = program_as(&ground, &shop, config.clone());
     let loopbacks: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let counted = |ip: IpAddr| {
-        let chain = ChainName::RejectOnLoopback(Protocol::Udp);
+        let chain = ChainName::Denied(Denial::OnLoopback(Protocol::Udp));
         ground.node.run(|| Kernel::open().unwrap().counted(IpFamily::of(ip), chain).unwrap())
     };
     for ip in loopbacks {

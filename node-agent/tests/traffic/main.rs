@@ -3,6 +3,7 @@
 
 mod affinity;
 mod conntrack;
+mod denied;
 mod full_table;
 mod hosts;
 mod local;

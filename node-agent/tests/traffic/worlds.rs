@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use node_agent::config::{Config, Families, NodeFacts};
 use node_agent::local::DetectLocal;
 use node_agent::nodeport_addresses::NodePortAddresses;
 use service_model::{
     Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Node, NodeAddress, NodeAddressKind,
-    Object, ObjectName, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
+    Object, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, TrafficPolicy,
 };
 
 use crate::hosts::Host;
@@ -24,6 +25,10 @@ pub(crate) struct Shop<'a> {
     pub(crate) exposed: bool,
     pub(crate) external_policy: TrafficPolicy,
     pub(crate) affinity: Option<Duration>,
+    /// The networks that reach load balancers' addresses; empty for all.
+    pub(crate) sources: Vec<IpNet>,
+    /// The networks of ClusterIPs, if the API server tells them.
+    pub(crate) networks: Vec<IpNet>,
 }
 
 impl Default for Shop<'_> {
@@ -35,6 +40,8 @@ impl Default for Shop<'_> {
             exposed: false,
             external_policy: TrafficPolicy::Cluster,
             affinity: None,
+            sources: Vec::new(),
+            networks: Vec::new(),
         }
     }
 }
@@ -70,7 +77,8 @@ impl Shop<'_> {
         let mut object = Node::new("node".into());
         let addresses = [IpAddr::from(node.v4), IpAddr::from(node.v6)];
         object.addresses = addresses.map(|ip| NodeAddress { kind: NodeAddressKind::Internal, ip }).to_vec();
-        let objects = [Object::Node(object), Object::Service(self.service())];
+        let networks = ServiceCidr { name: "kubernetes".into(), networks: self.networks.clone() };
+        let objects = [Object::Node(object), Object::Service(self.service()), Object::ServiceCidr(networks)];
         let slices = self.cluster_ips().map(|ip| Object::EndpointSlice(self.slice(ip)));
         objects.into_iter().chain(slices).map(Change::Apply).collect()
     }
@@ -81,6 +89,7 @@ impl Shop<'_> {
         service.cluster_ips = self.cluster_ips().to_vec();
         service.external_traffic_policy = self.external_policy;
         service.session_affinity = self.affinity;
+        service.source_ranges.clone_from(&self.sources);
         if self.exposed {
             for ip in self.cluster_ips() {
                 let [external, balancer] = self.external_ips(ip);
