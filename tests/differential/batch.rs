@@ -82,10 +82,11 @@ impl LabOfTwo {
         judged.count(&asked);
         judged.differences = self.wanderers(&services, &asked).await?;
         judged.times = [loaded, started.elapsed() - loaded];
+        let same = |flow: &Flow, verdicts: [&Verdict; 2]| {
+            meant::same(&cases[flow.case], &services[flow.case], flow, verdicts)
+        };
         for _ in 0..ROUNDS {
-            asked.retain(|asked| {
-                !meant::same(&services[asked.flow.case], &asked.verdicts[0], &asked.verdicts[1])
-            });
+            asked.retain(|asked| !same(&asked.flow, asked.verdicts.each_ref()));
             let before: Vec<_> = asked.iter().map(|asked| asked.verdicts.clone()).collect();
             self.ask(&mut asked, again).await?;
             if asked.iter().zip(&before).all(|(asked, before)| asked.verdicts == *before) {
@@ -94,7 +95,7 @@ impl LabOfTwo {
         }
         for Asked { flow, verdicts: [theirs, ours] } in asked {
             let service = &services[flow.case];
-            if meant::same(service, &theirs, &ours) {
+            if same(&flow, [&theirs, &ours]) {
                 continue;
             }
             match meant::exception(service, &flow, &[&theirs, &ours]) {

@@ -14,6 +14,7 @@ use serde::de::Deserialize;
 use serde_json::Value;
 
 use crate::features::{self, Feature};
+use crate::twin::{self, Source};
 
 /// On objects of a fixture that say what the Service was before.
 const STAGE: &str = "differential/stage";
@@ -46,6 +47,17 @@ impl Case {
             *address = (*address).max(own);
         }
         self
+    }
+
+    /// Whether it is an endpoint here that its slice puts on another node, or on none.
+    pub(crate) fn misplaces(&self, source: Source) -> bool {
+        let Source::Pod(number) = source else { return false };
+        let own = twin::endpoint(number - 1).map(|ip| ip.to_string());
+        let mut endpoints = self.now.slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+        endpoints.any(|endpoint| {
+            endpoint.node_name.as_deref() != Some(twin::NODE)
+                && endpoint.addresses.iter().any(|ip| own.contains(ip))
+        })
     }
 
     pub(crate) fn to_yaml(&self) -> Result<String> {

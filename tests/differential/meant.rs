@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::Service;
 
+use crate::cases::Case;
 use crate::flows::Flow;
 use crate::verdict::{Outcome, Verdict};
 
@@ -16,9 +17,19 @@ struct Exception {
 const EXCEPTIONS: &[Exception] = &[];
 
 /// Whether the twins agree on a flow.
-pub(crate) fn same(service: &Service, theirs: &Verdict, ours: &Verdict) -> bool {
+pub(crate) fn same(case: &Case, service: &Service, flow: &Flow, verdicts: [&Verdict; 2]) -> bool {
+    let [theirs, ours] = verdicts;
     if !is_sticky(service) {
         return theirs == ours;
+    }
+    // Both masquerade what comes back to its source only where a slice puts that on this node: whoever
+    // draws itself without being there on paper hears nothing, and stays with that.
+    let drawn = |verdict: &&Verdict| {
+        let mut outcomes = verdict.0.iter();
+        !verdict.0.is_empty() && outcomes.all(|o| matches!(o, Outcome::Reached { .. } | Outcome::Silent))
+    };
+    if case.misplaces(flow.source) && verdicts.iter().all(drawn) {
+        return true;
     }
     // Each keeps a client at an endpoint, and draws which.
     let rest = |verdict: &Verdict| -> Vec<Outcome> {
