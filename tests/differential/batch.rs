@@ -119,6 +119,7 @@ impl LabOfTwo {
             let addresses = UNALLOCATED.map(|ip| ip.parse().expect("an address is written there"));
             flows.extend(flows::of_nobody(0, &addresses));
         }
+        flows.retain(|flow| (self.setup.asks)(flow.source, flow.frontend));
         Ok(flows)
     }
 

@@ -103,6 +103,12 @@ impl Settings {
         })
     }
 
+    #[must_use]
+    pub(crate) fn without(mut self, features: &[Feature]) -> Self {
+        self.features.retain(|feature| !features.contains(feature));
+        self
+    }
+
     pub(crate) fn has(&self, feature: Feature) -> bool {
         self.features.contains(&feature)
     }

@@ -44,9 +44,14 @@ async fn so_they_do_where_pods_are_known_by_interfaces_and_loopback_answers_node
     compare(setups::interfaces_and_loopback()).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn so_they_do_where_kube_proxy_writes_iptables() -> Result<()> {
+    compare(setups::iptables()).await
+}
+
 async fn compare(setup: Setup) -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
-    let settings = Settings::from_environment()?;
+    let settings = Settings::from_environment()?.without(setup.without);
     let started = Instant::now();
     let one_in = setup.one_in;
     let lab = LabOfTwo::start(setup).await?;

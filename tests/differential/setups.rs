@@ -2,6 +2,10 @@
 
 use serde_json::{Value, json};
 
+use crate::features::Feature;
+use crate::flows::Frontend;
+use crate::twin::Source;
+
 /// One for both programs, by the fields of kube-proxy's file.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
@@ -11,6 +15,10 @@ pub(crate) struct Setup {
     pub fields: Value,
     /// NodePorts are asked on loopback too, over TCP and UDP.
     pub loopback: bool,
+    /// What means something else there, or nothing.
+    pub without: &'static [Feature],
+    /// The same for flows.
+    pub asks: fn(Source, Frontend) -> bool,
     /// One in so many of the cases that a run is asked for.
     pub one_in: usize,
 }
@@ -18,7 +26,7 @@ pub(crate) struct Setup {
 /// kube-proxy's defaults.
 pub(crate) fn usual() -> Setup {
     let fields = json!({"detectLocalMode": "ClusterCIDR"});
-    Setup { name: "differential", fields, loopback: false, one_in: 1 }
+    Setup { name: "differential", fields, loopback: false, without: &[], asks: everything, one_in: 1 }
 }
 
 /// Pods are known by their interfaces; NodePorts answer on a range for IPv4, and on loopback.
@@ -30,5 +38,43 @@ pub(crate) fn interfaces_and_loopback() -> Setup {
         "nodePortAddresses": ["172.30.0.0/24", "localhost"],
         "featureGates": {"KubeProxyNFTablesLocalhostNodePorts": true},
     });
-    Setup { name: "differential-2", fields, loopback: true, one_in: 2 }
+    Setup { name: "differential-2", fields, loopback: true, without: &[], asks: everything, one_in: 2 }
+}
+
+/// kube-proxy in iptables mode. NodePorts answer where they do in the other modes: its own default is all
+/// addresses.
+pub(crate) fn iptables() -> Setup {
+    let fields = json!({
+        "mode": "iptables",
+        "detectLocalMode": "ClusterCIDR",
+        "nodePortAddresses": ["172.30.0.0/24", "fd00:172:30::/64"],
+        "iptables": {"minSyncPeriod": "10ms", "syncPeriod": "30s", "localhostNodePorts": false},
+    });
+    let without = &[
+        // It lets go on what is for a ClusterIP's other ports, or for a ClusterIP that no Service has.
+        Feature::UndefinedPorts,
+        Feature::UnallocatedAddresses,
+        // It masquerades every endpoint's way to itself; nftables mode that of endpoints here.
+        Feature::NodeNames,
+        // Where there are no endpoints it refuses whoever asks; nftables mode looks at the ranges first.
+        Feature::SourceRanges,
+    ];
+    Setup {
+        name: "differential-3",
+        fields,
+        loopback: false,
+        without,
+        asks: all_but_the_node_outwards,
+        one_in: 4,
+    }
+}
+
+fn everything(_: Source, _: Frontend) -> bool {
+    true
+}
+
+/// What the node itself sends to an external address is not refused in iptables mode, but goes out,
+/// where the Service has no endpoints (KUBE-EXTERNAL-SERVICES is for what comes in or through).
+fn all_but_the_node_outwards(source: Source, frontend: Frontend) -> bool {
+    source != Source::Node || !matches!(frontend, Frontend::ExternalIp | Frontend::LoadBalancer)
 }
