@@ -10,6 +10,7 @@ use kube_watch::{Detail, Nodes, WatchConfig};
 use service_model::{IpFamily, Node, NodeName};
 
 use crate::local::DetectLocal;
+use crate::nft::layout::MasqueradeMark;
 use crate::nodeport_addresses::{NodePortAddresses, PrimaryIps};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Config {
     pub detect_local: DetectLocal,
     /// Masquerade all traffic to ClusterIPs.
     pub masquerade_all: bool,
+    /// By which packets to be masqueraded are known on their way through the kernel.
+    pub masquerade_mark: MasqueradeMark,
     pub nodeport_addresses: NodePortAddresses,
     pub families: Families,
     /// The networks from which ClusterIPs are given; nothing until they are known.

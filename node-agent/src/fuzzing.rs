@@ -10,12 +10,14 @@ use service_model::{Change, Node, ServiceName, World};
 
 use crate::args::{Cli, Verb};
 use crate::config::Config;
+use crate::kube_proxy::file;
 use crate::nft::desired::DesiredService;
 use crate::nft::evaluate::holes;
 use crate::nft::fake::Fake;
 use crate::nft::plan::{Plan, Planner, plan_node_addresses, plan_structure};
 use crate::nft::ruleset::Ruleset;
 use crate::select::Place;
+use crate::settings::Settings;
 
 /// A node, called `here`, that does what it is told at once.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ impl Default for FakeNode {
         let flags = ["--hostname-override=here", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56"];
         let command = ["node-agent", "plan", "--source=dir:."].into_iter().chain(flags);
         let Verb::Plan(plan) = Cli::parse_from(command).verb else { unreachable!("the verb is plan") };
-        let config = crate::settings::Settings::new(&plan.configured).expect("the flags are right").config;
+        let config = Settings::new(&plan.configured).expect("the flags are right").config;
         let mut fake = Fake::default();
         let structure = plan_structure(&Ruleset::each(&config), &fake.observe());
         fake.commit(&structure.now).expect("an empty kernel takes our tables");
@@ -79,6 +81,23 @@ impl FakeNode {
         let mut plan = plan_node_addresses(&addresses, &mirror);
         plan.append(self.planner.plan(services, desired, &mirror));
         plan
+    }
+}
+
+/// Reads a file for kube-proxy as `--config` would.
+///
+/// # Panics
+/// When reading does, or when what `--write-config-to` makes of it is read as something else.
+pub fn configuration(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(given) = file::parse(text) else { return };
+    // An error is what an operator is told.
+    let _ = Settings::of(given.configuration.clone(), Vec::new());
+    let written = given.configuration.written();
+    for text in [written.to_string(), file::to_yaml(&given.configuration)] {
+        let again = file::parse(&text).expect("what is written can be read");
+        assert_eq!(again.unknown, Vec::<String>::new());
+        assert_eq!(again.configuration.written(), written);
     }
 }
 

@@ -194,6 +194,7 @@ mod tests {
             node_name: "here".into(),
             detect_local: DetectLocal::NodeCidr,
             masquerade_all: false,
+            masquerade_mark: crate::nft::layout::MasqueradeMark::default(),
             nodeport_addresses: text.parse().unwrap(),
             families: Families::default(),
             service_networks: BTreeSet::new(),

@@ -14,6 +14,7 @@ use crate::config::{ClusterCidrs, Config, Families, Listen, NodeFacts};
 use crate::kube_proxy::unheeded::unheeded;
 use crate::kube_proxy::{KubeProxyConfiguration, file};
 use crate::local::{DetectLocal, LocalMode};
+use crate::nft::layout::MasqueradeMark;
 use crate::nodeport_addresses::NodePortAddresses;
 
 /// From this verbosity on, `debug` is logged.
@@ -65,7 +66,7 @@ impl Settings {
         Self::of(source, warnings)
     }
 
-    fn of(mut source: KubeProxyConfiguration, warnings: Vec<String>) -> anyhow::Result<Self> {
+    pub(crate) fn of(mut source: KubeProxyConfiguration, warnings: Vec<String>) -> anyhow::Result<Self> {
         let periods = source.mode_fields();
         let masquerade_all = *periods.masquerade_all;
         let (sync_period, min_sync_period) = (periods.sync_period.0, periods.min_sync_period.0);
@@ -74,6 +75,14 @@ impl Settings {
             min_sync_period <= sync_period,
             "the least sync period must not be more than the sync period"
         );
+        let bit = if source.mode == "nftables" {
+            source.nftables.masquerade_bit
+        } else {
+            source.iptables.masquerade_bit
+        };
+        let masquerade_mark = bit.map_or(Some(MasqueradeMark::default()), |bit| {
+            u32::try_from(bit).ok().and_then(MasqueradeMark::of_bit)
+        });
         let score = source.oom_score_adj.unwrap_or_default();
         ensure!((-1000..=1000).contains(&score), "oomScoreAdj must be from -1000 to 1000");
         let log_format = match source.logging.format.as_str() {
@@ -85,6 +94,7 @@ impl Settings {
             node_name: node_name(&source.hostname_override)?.into(),
             detect_local: detect_local(&source)?,
             masquerade_all,
+            masquerade_mark: masquerade_mark.context("masqueradeBit must be from 0 to 31")?,
             nodeport_addresses: nodeport_addresses(&source).context("nodePortAddresses")?,
             families: Families::default(),
             service_networks: BTreeSet::new(),
@@ -251,11 +261,24 @@ mod tests {
     }
 
     #[test]
+    fn the_masquerade_bit_is_the_modes_own() {
+        let mark = |file: &str| with_file(file, &[]).map(|settings| settings.config.masquerade_mark.value());
+        assert_eq!(mark("mode: nftables").unwrap(), 0x4000);
+        assert_eq!(
+            mark("mode: nftables\nnftables: {masqueradeBit: 3}\niptables: {masqueradeBit: 5}").unwrap(),
+            8
+        );
+        assert_eq!(mark("nftables: {masqueradeBit: 3}\niptables: {masqueradeBit: 31}").unwrap(), 1 << 31);
+        for wrong in ["mode: nftables\nnftables: {masqueradeBit: 32}", "iptables: {masqueradeBit: -1}"] {
+            let error = mark(wrong).unwrap_err().to_string();
+            assert!(error.contains("masqueradeBit must be from 0 to 31"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_not_heeded_is_said() {
         for (file, said) in [
             ("mode: iptables", Some("mode \"iptables\": there is one mode")),
-            ("mode: nftables\nnftables: {masqueradeBit: 15}", Some("bit 14")),
-            ("mode: nftables\niptables: {masqueradeBit: 15}", None),
             ("mode: nftables\nbindAddress: 10.0.0.1", Some("bindAddress")),
             ("mode: nftables\nbindAddress: '::'", None),
             ("mode: nftables\nenableProfiling: true", Some("pprof")),

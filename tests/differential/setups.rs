@@ -29,13 +29,15 @@ pub(crate) fn usual() -> Setup {
     Setup { name: "differential", fields, loopback: false, without: &[], asks: everything, one_in: 1 }
 }
 
-/// Pods are known by their interfaces; NodePorts answer on a range for IPv4, and on loopback.
+/// Pods are known by their interfaces; NodePorts answer on a range for IPv4, and on loopback; another
+/// bit asks for masquerading.
 pub(crate) fn interfaces_and_loopback() -> Setup {
     let fields = json!({
         "detectLocalMode": "InterfaceNamePrefix",
         // `pod-1` and its likes: see `twin.rs`.
         "detectLocal": {"interfaceNamePrefix": "pod"},
         "nodePortAddresses": ["172.30.0.0/24", "localhost"],
+        "nftables": {"minSyncPeriod": "10ms", "syncPeriod": "30s", "masqueradeBit": 3},
         "featureGates": {"KubeProxyNFTablesLocalhostNodePorts": true},
     });
     Setup { name: "differential-2", fields, loopback: true, without: &[], asks: everything, one_in: 2 }

@@ -174,14 +174,14 @@ fn outcomes(trace: &Trace<'_>, mirror: &Mirror, packet: Packet) -> Vec<Outcome> 
 
 fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, packet: Packet) -> String {
     let last = outcome.hops.iter().chain(&trace.hops).filter(|hop| hop.failed.is_none());
-    let ended = |ends: &[Action]| last.clone().find(|hop| ends.contains(&hop.rule.action));
+    let did = |deed: fn(&Action) -> bool| last.clone().find(|hop| deed(&hop.rule.action));
     match outcome.fate {
         Fate::Endpoint { masqueraded: true, .. } => {
-            if ended(&[Action::Masquerade]).is_some() {
+            if did(|action| *action == Action::Masquerade).is_some() {
                 return "the endpoint is the client itself: its own address would not come back here"
                     .to_owned();
             }
-            let asked = ended(&[Action::Mark]).map(|hop| because(hop, packet)).unwrap_or_default();
+            let asked = did(|action| matches!(action, Action::Mark(_))).map(|hop| because(hop, packet)).unwrap_or_default();
             match asked.is_empty() {
                 true => {
                     "connections from outside are masqueraded, so that the replies come back here".to_owned()
@@ -190,7 +190,7 @@ fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, pack
             }
         }
         Fate::Endpoint { masqueraded: false, .. } => {
-            let marks = trace.hops.iter().filter(|hop| hop.rule.action == Action::Mark);
+            let marks = trace.hops.iter().filter(|hop| matches!(hop.rule.action, Action::Mark(_)));
             let mut kept = marks.filter_map(|hop| Some(words::reason(hop.failed?, packet, false)));
             kept.next().unwrap_or_else(|| "no rule asks for masquerading".to_owned())
         }

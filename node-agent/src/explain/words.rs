@@ -33,7 +33,7 @@ pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
             format!("{source} is in one of the networks of its loadBalancerSourceRanges")
         }
         Match::FromThisHost => format!("{source} is {not}an address of this host"),
-        Match::Marked => format!("masquerading was {not}asked for"),
+        Match::Marked(_) => format!("masquerading was {not}asked for"),
         Match::Hairpin => format!("the endpoint is {not}the client itself"),
     }
 }
@@ -56,7 +56,7 @@ pub(super) fn is_policy(matched: &Match) -> bool {
         | Match::ToThisHost
         | Match::ToLoopback
         | Match::Over(_)
-        | Match::Marked
+        | Match::Marked(_)
         | Match::Hairpin => false,
     }
 }
@@ -70,13 +70,13 @@ pub(super) fn deed(action: Action) -> String {
     match action {
         Action::Goto(chain) => format!("goes on in {chain}"),
         Action::Count => "is counted".to_owned(),
-        Action::Mark => "is to be masqueraded".to_owned(),
+        Action::Mark(_) => "is to be masqueraded".to_owned(),
         Action::Dnat { .. } => "takes one of the endpoints at random".to_owned(),
         Action::Keep { .. } => {
             "stays with the endpoint that it had within the timeout, or takes one at random (sessionAffinity)"
                 .to_owned()
         }
-        Action::Masquerade | Action::UnmarkAndMasquerade => "is masqueraded".to_owned(),
+        Action::Masquerade | Action::UnmarkAndMasquerade(_) => "is masqueraded".to_owned(),
         Action::Reject => "is refused".to_owned(),
         Action::Drop => "is dropped".to_owned(),
     }
@@ -88,10 +88,10 @@ pub(super) fn omission(action: Action) -> String {
         Action::Goto(ChainName::Denied(denial)) => omission(denial.action()),
         Action::Goto(chain) => format!("does not go on in {chain}"),
         Action::Count => "is not counted".to_owned(),
-        Action::Mark => "is not to be masqueraded by this rule".to_owned(),
+        Action::Mark(_) => "is not to be masqueraded by this rule".to_owned(),
         Action::Dnat { .. } => "takes none of these endpoints".to_owned(),
         Action::Keep { .. } => "is kept by no endpoint".to_owned(),
-        Action::Masquerade | Action::UnmarkAndMasquerade => "is not masqueraded by this rule".to_owned(),
+        Action::Masquerade | Action::UnmarkAndMasquerade(_) => "is not masqueraded by this rule".to_owned(),
         Action::Reject => "is not refused".to_owned(),
         Action::Drop => "is not dropped".to_owned(),
     }

@@ -27,7 +27,12 @@ pub fn read(path: &Path) -> anyhow::Result<FromFile> {
 /// # Errors
 /// When it is no configuration of kube-proxy's, or a field has the wrong type.
 pub fn parse(text: &str) -> anyhow::Result<FromFile> {
-    let mut given: Value = serde_yaml_ng::from_str(text).context("it is neither YAML nor JSON")?;
+    // Not all JSON is YAML: a line separator in a key ends a line there.
+    let json = serde_json::from_str(text).ok();
+    let mut given: Value = match json {
+        Some(value) => value,
+        None => serde_yaml_ng::from_str(text).context("it is neither YAML nor JSON")?,
+    };
     ensure!(given.is_object(), "it holds no {KIND}");
     let said = |field| given.get(field).and_then(Value::as_str).unwrap_or_default();
     match (said("apiVersion"), said("kind")) {
@@ -48,8 +53,13 @@ pub fn parse(text: &str) -> anyhow::Result<FromFile> {
 /// # Errors
 /// When it cannot be written.
 pub fn write(path: &Path, configuration: &KubeProxyConfiguration) -> anyhow::Result<()> {
-    let text = serde_yaml_ng::to_string(&configuration.written()).expect("plain values");
-    std::fs::write(path, text).with_context(|| format!("writing the configuration to {}", path.display()))
+    std::fs::write(path, to_yaml(configuration))
+        .with_context(|| format!("writing the configuration to {}", path.display()))
+}
+
+/// As it is written: [`parse`] reads the same.
+pub(crate) fn to_yaml(configuration: &KubeProxyConfiguration) -> String {
+    serde_yaml_ng::to_string(&configuration.written()).expect("plain values")
 }
 
 /// Names the field that is wrong.

@@ -1,7 +1,7 @@
 //! What a configuration asks for and does not get, each with what happens instead: said once, at
 //! the start. What makes no difference here is not mentioned.
 
-use super::configuration::{KubeProxyConfiguration, MASQUERADE_BIT};
+use super::configuration::KubeProxyConfiguration;
 
 /// One sentence for each.
 pub fn unheeded(configuration: &KubeProxyConfiguration) -> Vec<String> {
@@ -16,11 +16,6 @@ pub fn unheeded(configuration: &KubeProxyConfiguration) -> Vec<String> {
     say(
         mode != "nftables",
         format!("mode {mode:?}: there is one mode here, which does as kube-proxy's nftables mode does"),
-    );
-    let bit = if mode == "nftables" { c.nftables.masquerade_bit } else { c.iptables.masquerade_bit };
-    say(
-        bit.is_some_and(|bit| bit != MASQUERADE_BIT),
-        format!("masqueradeBit: packets to be masqueraded are marked with bit {MASQUERADE_BIT} (0x4000)"),
     );
     let address = c.bind_address.parse::<std::net::IpAddr>();
     say(

@@ -48,6 +48,7 @@ fn config(nodeport_addresses: &str) -> Config {
         node_name: "here".into(),
         detect_local: DetectLocal::NodeCidr,
         masquerade_all: false,
+        masquerade_mark: crate::nft::layout::MasqueradeMark::default(),
         nodeport_addresses: nodeport_addresses.parse().unwrap(),
         families: Families::default(),
         service_networks: BTreeSet::new(),

@@ -8,7 +8,7 @@ use nfnetlink::{Chain, ChainKind, Expr, Family, Field, Hook, MapData, Reg, Rule,
 use service_model::{IpFamily, Protocol};
 
 use super::affinity_rules;
-use super::layout::{Frontend, MASQUERADE_MARK, MAX_TARGETS, SetName, Shape, TABLE, Target};
+use super::layout::{Frontend, MAX_TARGETS, SetName, Shape, TABLE, Target};
 use super::ruleset::{Action, ChainName, HookPoint, Match, Rule as OurRule};
 use super::step::Hairpin;
 use crate::local::Interfaces;
@@ -266,9 +266,9 @@ fn expressions_of_match(of: IpFamily, matched: &Match, exprs: &mut Vec<Expr>) {
             exprs.push(Expr::not_in_set(&SetName::SourceRanges.to_string(), Reg::R1));
         }
         Match::FromThisHost => exprs.extend(Expr::saddr_is_local()),
-        Match::Marked => {
+        Match::Marked(mark) => {
             exprs.push(Expr::mark(Reg::R1));
-            exprs.extend(Expr::any_bit(Reg::R1, MASQUERADE_MARK));
+            exprs.extend(Expr::any_bit(Reg::R1, mark.value()));
         }
         Match::Hairpin => {
             exprs.push(Expr::ct_status(Reg::R1));
@@ -311,8 +311,8 @@ fn expressions_of_action(of: IpFamily, action: Action, exprs: &mut Vec<Expr>) {
     let fam = family(of);
     match action {
         Action::Goto(chain) => exprs.push(Expr::goto(&chain.to_string())),
-        Action::Mark => {
-            let set_bit = Expr::mask32(Reg::R1, !MASQUERADE_MARK, MASQUERADE_MARK);
+        Action::Mark(mark) => {
+            let set_bit = Expr::mask32(Reg::R1, !mark.value(), mark.value());
             exprs.extend([Expr::mark(Reg::R1), set_bit, Expr::set_mark(Reg::R1)]);
         }
         Action::Count => exprs.push(Counter::default().into()),
@@ -329,8 +329,8 @@ fn expressions_of_action(of: IpFamily, action: Action, exprs: &mut Vec<Expr>) {
             exprs.push(Expr::map(&SetName::Affinity(shape, pool).to_string(), Reg::R1, Reg::VERDICT));
         }
         Action::Masquerade => exprs.push(Expr::masquerade_fully_random()),
-        Action::UnmarkAndMasquerade => {
-            let flip_bit = Expr::mask32(Reg::R1, !0, MASQUERADE_MARK);
+        Action::UnmarkAndMasquerade(mark) => {
+            let flip_bit = Expr::mask32(Reg::R1, !0, mark.value());
             exprs.extend([Expr::mark(Reg::R1), flip_bit, Expr::set_mark(Reg::R1)]);
             exprs.push(Expr::masquerade_fully_random());
         }

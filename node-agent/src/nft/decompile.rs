@@ -12,6 +12,7 @@ use nfnetlink::expr::CmpOp;
 use service_model::IpFamily;
 
 use super::affinity::AffinityKey;
+use super::layout::MasqueradeMark;
 use super::ruleset::{Action, Chain, ChainName, Match, Rule, Ruleset};
 use super::{affinity_rules, compile};
 use crate::config::{ClusterCidrs, Config, Families, NodeFacts};
@@ -46,6 +47,13 @@ impl Dictionary {
                 push_new(&mut matches, compile::matched(family, matched), matched.clone());
             }
             push_new(&mut actions, compile::action(family, rule.action), rule.action);
+        }
+        for mark in MasqueradeMark::all() {
+            let marked = Match::Marked(mark);
+            push_new(&mut matches, compile::matched(family, &marked), marked);
+            for action in [Action::Mark(mark), Action::UnmarkAndMasquerade(mark)] {
+                push_new(&mut actions, compile::action(family, action), action);
+            }
         }
         let names = |ruleset: &Ruleset| ruleset.chains.iter().map(|c| c.name).collect::<BTreeSet<_>>();
         let all: BTreeSet<ChainName> = rulesets.iter().flat_map(names).collect();
@@ -184,6 +192,7 @@ fn every_kind_of_config() -> Vec<Config> {
                 node_name: "any".into(),
                 detect_local: DetectLocal::ClusterCidr(cidrs),
                 masquerade_all,
+                masquerade_mark: MasqueradeMark::default(),
                 nodeport_addresses: nodeport_addresses.parse().expect("keywords"),
                 families: Families::default(),
                 service_networks: networks.clone(),
@@ -223,6 +232,7 @@ mod tests {
                 modes.iter().flat_map(|m| every_kind_of_config().into_iter().map(move |k| (m, k)))
             {
                 config.detect_local = *mode;
+                config.masquerade_mark = MasqueradeMark::of_bit(31).unwrap();
                 let ruleset = Ruleset::new(family, &config);
                 let compiled = |chain: &Chain| -> Vec<nfnetlink::Rule> {
                     chain.rules.iter().map(|rule| compile::rule(family, chain.name, rule)).collect()

@@ -213,11 +213,11 @@ impl<'a> Walk<'a> {
             }
             match rule.action {
                 Action::Goto(next) => return self.follow(next, at, ways, note),
-                Action::Mark => at.marked = true,
+                Action::Mark(_) => at.marked = true,
                 Action::Count => {}
                 Action::Drop => return ways.push((End::Dropped, at)),
                 Action::Reject => return ways.push((End::Refused, at)),
-                Action::Masquerade | Action::UnmarkAndMasquerade => {
+                Action::Masquerade | Action::UnmarkAndMasquerade(_) => {
                     return ways.push((End::Masqueraded, at));
                 }
                 Action::Keep { .. } => {
@@ -265,7 +265,7 @@ impl<'a> Walk<'a> {
                 !networks.into_iter().flatten().any(|network| network.contains(&source))
             }
             Match::FromThisHost => self.sent,
-            Match::Marked => at.marked,
+            Match::Marked(_) => at.marked,
             Match::Hairpin => {
                 let hairpin = Hairpin { target: Target { ip: destination, port }, protocol };
                 at.translated && source == destination && self.mirror.hairpins.contains(&hairpin)
@@ -325,7 +325,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, Families, NodeFacts};
     use crate::local::DetectLocal;
-    use crate::nft::layout::{Pool, SizeClass};
+    use crate::nft::layout::{MasqueradeMark, Pool, SizeClass};
     use crate::nft::step::Element;
     use crate::nodeport_addresses::NodePortAddresses;
 
@@ -335,6 +335,7 @@ mod tests {
             node_name: "here".into(),
             detect_local: DetectLocal::ClusterCidr("10.244.0.0/16".parse().unwrap()),
             masquerade_all: false,
+            masquerade_mark: MasqueradeMark::default(),
             nodeport_addresses: NodePortAddresses::default(),
             families: Families::default(),
             service_networks: BTreeSet::new(),
@@ -362,7 +363,7 @@ mod tests {
             trace(&ruleset, &mirror, &host, packet, &NONE)
         };
         let marks = |trace: &Trace<'_>| {
-            let mark = trace.hops.iter().find(|hop| hop.rule.action == Action::Mark).unwrap();
+            let mark = trace.hops.iter().find(|hop| matches!(hop.rule.action, Action::Mark(_))).unwrap();
             mark.failed.cloned()
         };
         let (pod, outside) = (of("10.244.1.9"), of("203.0.113.5"));
@@ -371,6 +372,7 @@ mod tests {
         assert_eq!(marks(&outside), None);
         assert_eq!(outside.outcomes[0].fate, Fate::Endpoint { target, masqueraded: true });
         let last = outside.outcomes[0].hops.last().unwrap();
-        assert_eq!((last.chain, last.rule.action), (ChainName::NatPostrouting, Action::UnmarkAndMasquerade));
+        let unmark = Action::UnmarkAndMasquerade(config.masquerade_mark);
+        assert_eq!((last.chain, last.rule.action), (ChainName::NatPostrouting, unmark));
     }
 }

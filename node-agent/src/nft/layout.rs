@@ -19,8 +19,32 @@ use service_model::{IpFamily, Protocol};
 /// The table that is ours, in the families `ip` and `ip6`. Nothing outside it is ever touched.
 pub const TABLE: &str = "fairlead";
 
-/// The bit that asks for masquerading after NAT; kube-proxy's default (`masqueradeBit: 14`).
-pub const MASQUERADE_MARK: u32 = 0x4000;
+/// The bit of the packet mark that asks for masquerading after NAT (`masqueradeBit`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MasqueradeMark(u32);
+
+impl MasqueradeMark {
+    /// `None` for a bit above 31.
+    pub fn of_bit(bit: u32) -> Option<Self> {
+        1_u32.checked_shl(bit).map(Self)
+    }
+
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..u32::BITS).filter_map(Self::of_bit)
+    }
+
+    /// The mark with this bit alone.
+    pub fn value(self) -> u32 {
+        self.0
+    }
+}
+
+/// kube-proxy's: bit 14.
+impl Default for MasqueradeMark {
+    fn default() -> Self {
+        Self(0x4000)
+    }
+}
 
 pub const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
 

@@ -75,7 +75,7 @@ impl Reading {
             if kernel.has_table(family, KUBE_PROXY)? {
                 oddities.push(format!(
                     "{family}: kube-proxy's table {KUBE_PROXY} is there too, and at the same hooks: of both, \
-                     one decides about a connection. kube-proxy --cleanup removes it"
+                     one decides about a connection. Stop kube-proxy: node-agent, when it runs, removes it then"
                 ));
             }
             let Some(chains) = kernel.chains(family)? else { continue };

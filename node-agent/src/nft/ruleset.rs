@@ -23,7 +23,7 @@ use ipnet::IpNet;
 use service_model::{IpFamily, Protocol};
 
 use super::denial::{Denial, UNSERVED_ON_LOOPBACK};
-use super::layout::{FAMILIES, Group, Pool, Shape, SizeClass};
+use super::layout::{FAMILIES, Group, MasqueradeMark, Pool, Shape, SizeClass};
 use crate::config::Config;
 use crate::local::{Interfaces, Pods};
 
@@ -111,7 +111,7 @@ pub enum Match {
     NotFromItsRanges,
     /// The source is an address of this host.
     FromThisHost,
-    Marked,
+    Marked(MasqueradeMark),
     /// The connection came back to its own source.
     Hairpin,
 }
@@ -120,7 +120,7 @@ pub enum Match {
 pub enum Action {
     Goto(ChainName),
     /// Ask for masquerading, and go on.
-    Mark,
+    Mark(MasqueradeMark),
     /// Count the packet, and go on.
     Count,
     /// Draw an index below `modulus`; if it is taken, go to its endpoint.
@@ -137,7 +137,7 @@ pub enum Action {
     },
     Masquerade,
     /// Clear the mark and masquerade.
-    UnmarkAndMasquerade,
+    UnmarkAndMasquerade(MasqueradeMark),
     Reject,
     Drop,
 }
@@ -153,7 +153,7 @@ impl Ruleset {
             Chain::new(ChainName::FirewallOutput, firewall()),
             Chain::new(ChainName::NatPrerouting, dispatch(family, config)),
             Chain::new(ChainName::NatOutput, dispatch(family, config)),
-            Chain::new(ChainName::NatPostrouting, postrouting()),
+            Chain::new(ChainName::NatPostrouting, postrouting(config.masquerade_mark)),
             Chain::new(ChainName::FilterInput, input(family, config)),
             Chain::new(ChainName::FilterForward, elsewhere(family, config)),
             Chain::new(ChainName::FilterOutput, elsewhere(family, config)),
@@ -161,7 +161,7 @@ impl Ruleset {
         for shape in [Shape::Vip, Shape::NodePort] {
             chains.push(Chain::new(ChainName::Services(shape), services(shape, family, config)));
             if shape == Shape::Vip {
-                chains.push(Chain::new(ChainName::External(shape), external(shape)));
+                chains.push(Chain::new(ChainName::External(shape), external(shape, config)));
             }
             chains.push(Chain::new(ChainName::ExternalLocal(shape), external_local(shape, family, config)));
             for pool in [Pool::Cluster, Pool::Local] {
@@ -236,19 +236,25 @@ fn services(shape: Shape, family: IpFamily, config: &Config) -> Vec<Rule> {
                 action: Action::Goto(ChainName::External(shape)),
             });
             if config.masquerade_all {
-                rules.push(Rule::always(Action::Mark));
+                rules.push(Rule::always(Action::Mark(config.masquerade_mark)));
             } else if let Some(pods) = config.pods(family) {
-                rules.push(Rule { matches: vec![Match::not_from_pods(pods)], action: Action::Mark });
+                rules.push(Rule {
+                    matches: vec![Match::not_from_pods(pods)],
+                    action: Action::Mark(config.masquerade_mark),
+                });
             }
         }
-        Shape::NodePort => rules.push(Rule::always(Action::Mark)),
+        Shape::NodePort => rules.push(Rule::always(Action::Mark(config.masquerade_mark))),
     }
     rules.push(Rule::always(Action::Goto(ChainName::Spread(shape, Pool::Cluster))));
     rules
 }
 
-fn external(shape: Shape) -> Vec<Rule> {
-    vec![Rule::always(Action::Mark), Rule::always(Action::Goto(ChainName::Spread(shape, Pool::Cluster)))]
+fn external(shape: Shape, config: &Config) -> Vec<Rule> {
+    vec![
+        Rule::always(Action::Mark(config.masquerade_mark)),
+        Rule::always(Action::Goto(ChainName::Spread(shape, Pool::Cluster))),
+    ]
 }
 
 /// Pods and the node itself reach every endpoint: for them the load balancer was never involved,
@@ -259,7 +265,7 @@ fn external_local(shape: Shape, family: IpFamily, config: &Config) -> Vec<Rule> 
     if let Some(pods) = config.pods(family) {
         rules.push(Rule { matches: vec![Match::from_pods(pods)], action: cluster });
     }
-    rules.push(Rule { matches: vec![Match::FromThisHost], action: Action::Mark });
+    rules.push(Rule { matches: vec![Match::FromThisHost], action: Action::Mark(config.masquerade_mark) });
     rules.push(Rule { matches: vec![Match::FromThisHost], action: cluster });
     rules.push(Rule::always(Action::Goto(ChainName::Spread(shape, Pool::Local))));
     rules
@@ -280,9 +286,9 @@ fn balance(shape: Shape, pool: Pool, class: SizeClass) -> Vec<Rule> {
     rules
 }
 
-fn postrouting() -> Vec<Rule> {
+fn postrouting(mark: MasqueradeMark) -> Vec<Rule> {
     vec![
-        Rule { matches: vec![Match::Marked], action: Action::UnmarkAndMasquerade },
+        Rule { matches: vec![Match::Marked(mark)], action: Action::UnmarkAndMasquerade(mark) },
         Rule { matches: vec![Match::Hairpin], action: Action::Masquerade },
     ]
 }

@@ -37,6 +37,7 @@ pub fn config() -> Config {
         node_name: "here".into(),
         detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
         masquerade_all: false,
+        masquerade_mark: node_agent::nft::layout::MasqueradeMark::default(),
         nodeport_addresses: NodePortAddresses::default(),
         families: Families::default(),
         service_networks: BTreeSet::from(["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()]),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use node_agent::config::{Config, Families, NodeFacts};
 use node_agent::local::DetectLocal;
+use node_agent::nft::layout::MasqueradeMark;
 use node_agent::nodeport_addresses::NodePortAddresses;
 use service_model::{
     Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Node, NodeAddress, NodeAddressKind,
@@ -51,6 +52,7 @@ pub(crate) fn config() -> Config {
         node_name: "node".into(),
         detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
         masquerade_all: false,
+        masquerade_mark: MasqueradeMark::default(),
         nodeport_addresses: NodePortAddresses::default(),
         families: Families::default(),
         service_networks: std::collections::BTreeSet::new(),
