@@ -3,19 +3,21 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use node_agent::engine::Engine;
-use node_agent::nft::evaluate::holes;
+use node_agent::nft::evaluate::{Fate, Packet, fates, holes};
 use node_agent::nft::fake::Fake;
 use node_agent::nft::kernel::Kernel;
-use node_agent::nft::layout::Frontend;
+use node_agent::nft::layout::{Frontend, Target};
 use node_agent::nft::mirror::{FrontendState, Mirror};
 use node_agent::nft::ruleset::Ruleset;
 use proptest::prelude::*;
 use service_model::{
-    Change, Key, Node, NodeAddress, NodeAddressKind, Object, ObjectName, Protocol, Service, ServicePort,
+    Change, EndpointPort, EndpointSlice, IpFamily, Key, Node, NodeAddress, NodeAddressKind, Object,
+    ObjectName, Protocol, Service, ServicePort,
 };
 use support::kernel::{in_namespace, nft, ruleset};
 use support::*;
@@ -257,6 +259,60 @@ fn what_others_do_to_our_table_is_put_right_in_one_commit() {
             assert_eq!(commits, 1, "{what}");
         });
     }
+}
+
+/// No traffic: that takes a kernel with SCTP sockets.
+#[test]
+fn a_service_over_sctp_is_programmed_and_foretold_like_any_other() {
+    in_namespace(|| {
+        let mut service = Service::new(name(1));
+        service.cluster_ips = vec![[10, 96, 0, 9].into(), "fd00:96::9".parse().unwrap()];
+        service.ports = vec![ServicePort {
+            name: "m3ua".into(),
+            protocol: Protocol::Sctp,
+            port: 2905,
+            node_port: Some(30_905),
+        }];
+        let port = EndpointPort { name: "m3ua".into(), protocol: Protocol::Sctp, port: 2905 };
+        let slice = EndpointSlice {
+            name: ObjectName::new("ns", "m3ua"),
+            service: name(1),
+            family: IpFamily::V4,
+            ports: vec![port],
+            endpoints: vec![endpoint(7, true)],
+            triggered: None,
+        };
+        let mut agent = Agent::new();
+        agent.world.apply(Change::Apply(Object::Service(service)));
+        agent.world.apply(Change::Apply(Object::EndpointSlice(slice)));
+        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        let listed = nft(&["list", "ruleset"]);
+        for element in [
+            "10.96.0.9 . sctp . 2905 comment \"ns/svc-1:m3ua\"",
+            "10.96.0.9 . sctp . 2905 . 0 : 10.244.1.7 . 2905",
+            "sctp . 30905",
+        ] {
+            assert!(listed.contains(element), "{element:?} is not in\n{listed}");
+        }
+        let programmed = Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap();
+        let host = BTreeSet::from(["172.30.0.11".parse().unwrap()]);
+        let fates = |to: &str| {
+            let destination: IpAddr = to.parse().unwrap();
+            let ruleset = Ruleset::new(IpFamily::of(destination), &config());
+            let source = if destination.is_ipv4() { "10.244.3.9" } else { "fd00:10:244::39" };
+            let (source, protocol) = (source.parse().unwrap(), Protocol::Sctp);
+            fates(
+                &ruleset,
+                &programmed,
+                &host,
+                Packet { source, destination, protocol, port: 2905, interface: None },
+            )
+        };
+        let target = Target { ip: "10.244.1.7".parse().unwrap(), port: 2905 };
+        assert_eq!(fates("10.96.0.9"), BTreeSet::from([Fate::Endpoint { target, masqueraded: false }]));
+        assert_eq!(fates("fd00:96::9"), BTreeSet::from([Fate::Refused]));
+        assert_eq!(engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now()), 0);
+    });
 }
 
 #[test]

@@ -4,12 +4,13 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use node_agent::config::Config;
 use node_agent::engine::Engine;
 use node_agent::local::DetectLocal;
-use service_model::{Change, Node, NodeAddress, NodeAddressKind, Object};
+use service_model::{Change, Kind, Node, NodeAddress, NodeAddressKind, Object, ServiceCidr};
 use support::kernel::{in_namespace, ip, nft};
 use support::*;
 
@@ -89,6 +90,65 @@ fn a_changed_pod_cidr_is_taken_in_place() {
 
         world(&mut agent, &[]);
         assert_eq!(sync(&mut engine, &mut agent), 0, "those that were known go on");
+    });
+}
+
+/// The API server has ServiceCIDRs of these networks.
+fn service_cidrs(agent: &mut Agent, cidrs: &[(&str, &[&str])]) {
+    agent.world.apply(Change::ListStarted(Kind::ServiceCidr));
+    for (name, networks) in cidrs {
+        let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
+        agent.world.apply(Change::Apply(Object::ServiceCidr(ServiceCidr { name: (*name).into(), networks })));
+    }
+    agent.world.apply(Change::ListEnded(Kind::ServiceCidr));
+}
+
+#[test]
+fn a_service_cidr_that_comes_or_goes_is_taken_in_place_and_listed_by_nft() {
+    in_namespace(|| {
+        let mut agent = agent_with_a_service();
+        let mut engine = Engine::new(Config { service_networks: BTreeSet::new(), ..config() }).unwrap();
+        let sync = |engine: &mut Engine, agent: &mut Agent| {
+            if agent.world.take_dirty().service_networks {
+                engine.mark_node();
+            }
+            agent.world.mark_all_services();
+            sync(engine, agent)
+        };
+        sync(&mut engine, &mut agent);
+        let drops = |family: &str| {
+            let listed = chain(family, "filter-forward");
+            assert_eq!(
+                listed,
+                chain(family, "filter-output")
+                    .replace("filter-output", "filter-forward")
+                    .replace("hook output", "hook forward")
+            );
+            let lines =
+                listed.lines().map(str::trim).filter(|line| line.ends_with("goto drop-unallocated-address"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(drops("ip"), [""; 0], "none is known");
+        assert!(chain("ip", "filter-forward").contains("ip daddr @cluster-ips goto reject-undefined-port"));
+        let cluster_ips = nft(&["list", "set", "ip", "fairlead", "cluster-ips"]);
+        assert!(cluster_ips.contains("10.96.0.1"), "{cluster_ips}");
+
+        let first: (&str, &[&str]) = ("kubernetes", &["10.96.0.0/16", "fd00:96::/112"]);
+        service_cidrs(&mut agent, &[first]);
+        assert_eq!(sync(&mut engine, &mut agent), 4, "two chains a family, and no element");
+        let of = |network: &str| format!("ct state new ip daddr {network} goto drop-unallocated-address");
+        assert_eq!(drops("ip"), [of("10.96.0.0/16")]);
+        assert_eq!(drops("ip6"), ["ct state new ip6 daddr fd00:96::/112 goto drop-unallocated-address"]);
+
+        service_cidrs(&mut agent, &[first, ("more", &["10.112.0.0/24"])]);
+        assert_eq!(sync(&mut engine, &mut agent), 2);
+        assert_eq!(drops("ip"), [of("10.96.0.0/16"), of("10.112.0.0/24")]);
+
+        service_cidrs(&mut agent, &[("more", &["10.112.0.0/24"])]);
+        sync(&mut engine, &mut agent);
+        assert_eq!((drops("ip"), drops("ip6")), (vec![of("10.112.0.0/24")], Vec::new()));
+        let again = Engine::new(config()).unwrap().sync(&agent.world, Instant::now()).unwrap();
+        assert_eq!(again.steps, 0, "a restart reads the rules back as they are");
     });
 }
 

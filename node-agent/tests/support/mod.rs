@@ -122,7 +122,7 @@ impl Spec {
     }
 }
 
-fn endpoint(last: u8, here: bool) -> Endpoint {
+pub fn endpoint(last: u8, here: bool) -> Endpoint {
     let mut endpoint = Endpoint::ready(IpAddr::from([10, 244, u8::from(here), last]));
     endpoint.node = Some(if here { "here" } else { "there" }.into());
     endpoint
