@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::duration::GoDuration;
@@ -52,7 +53,7 @@ pub struct ClientConnection {
     pub kubeconfig: String,
     pub accept_content_types: String,
     pub content_type: String,
-    #[serde(serialize_with = "as_go_writes_it")]
+    #[serde(serialize_with = "as_go_writes_it", deserialize_with = "finite")]
     pub qps: f32,
     pub burst: i32,
 }
@@ -64,8 +65,16 @@ pub struct Logging {
     /// A duration, or nanoseconds as a number.
     pub flush_frequency: Value,
     pub verbosity: u32,
-    pub vmodule: Vec<Value>,
+    pub vmodule: Vec<VModule>,
     pub options: Value,
+}
+
+/// How much the files whose names match log.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VModule {
+    pub file_pattern: String,
+    pub verbosity: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -272,9 +281,16 @@ impl KubeProxyConfiguration {
     }
 }
 
+/// As Go: what a float32 cannot hold is an error.
+fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    let number = f32::deserialize(deserializer)?;
+    if number.is_finite() { Ok(number) } else { Err(D::Error::custom("the number is too large")) }
+}
+
 /// Whole numbers without a point, others with as many digits as it takes.
 fn as_go_writes_it<S: Serializer>(number: &f32, serializer: S) -> Result<S::Ok, S::Error> {
-    if number.fract() == 0.0 {
+    // Beyond that all are whole, and not all are an i64.
+    if number.fract() == 0.0 && number.abs() < 1e15 {
         return serializer.serialize_i64(*number as i64);
     }
     serializer.serialize_f64(number.to_string().parse().expect("digits"))

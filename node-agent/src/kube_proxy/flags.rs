@@ -4,7 +4,7 @@
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use super::configuration::KubeProxyConfiguration;
+use super::configuration::{KubeProxyConfiguration, VModule};
 use super::duration::GoDuration;
 use crate::config::{ClusterCidrs, Listen, parse_duration};
 use crate::local::LocalMode;
@@ -266,7 +266,7 @@ static FLAGS: &[Flag] = &[
         for item in list(v) {
             let (pattern, level) = item.split_once('=').ok_or("it is not PATTERN=LEVEL")?;
             let level: u32 = number(level)?;
-            c.logging.vmodule.push(serde_json::json!({"filePattern": pattern, "verbosity": level}));
+            c.logging.vmodule.push(VModule { file_pattern: pattern.to_owned(), verbosity: level });
         }
         Ok(())
     }),
