@@ -13,7 +13,9 @@ use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use jiff::Timestamp;
 use serde::Serialize;
+use service_model::IpFamily;
 
+use crate::config::Families;
 use crate::metrics::Metrics;
 use crate::nft::layout::FAMILIES;
 
@@ -23,6 +25,8 @@ pub struct Health {
     state: Arc<Mutex<State>>,
     /// A change that waits for longer makes the node unhealthy.
     late: Duration,
+    /// Those that are told of.
+    families: Families,
 }
 
 #[derive(Debug)]
@@ -73,7 +77,13 @@ impl Health {
     /// kube-proxy calls a change late after twice its `--sync-period`.
     pub fn new(sync_period: Duration) -> Self {
         let state = State { updated: None, waiting: None, eligible: true };
-        Self { state: Arc::new(Mutex::new(state)), late: sync_period * 2 }
+        Self { state: Arc::new(Mutex::new(state)), late: sync_period * 2, families: Families::default() }
+    }
+
+    /// As kube-proxy, it speaks of the families alone that are served.
+    #[must_use]
+    pub fn of(self, families: Families) -> Self {
+        Self { families, ..self }
     }
 
     /// A change waits to be committed.
@@ -122,7 +132,8 @@ impl Health {
         let never: Timestamp = NEVER.parse().expect("a timestamp");
         let time = |time: SystemTime| Timestamp::try_from(time).unwrap_or(never);
         let updated = state.updated.map_or(never, time);
-        let families = FAMILIES.into_iter().filter(|_| state.updated.is_some());
+        let told = |family: &IpFamily| state.updated.is_some() && self.families.contains(*family);
+        let families = FAMILIES.into_iter().filter(told);
         let body = Body {
             // kube-proxy's promise: recent if healthy, also when nothing had to be done.
             last_updated: if healthy { time(now.wall) } else { updated },
@@ -220,5 +231,16 @@ mod tests {
                 r#""IPv6":{"lastUpdated":"1970-01-01T00:00:06Z","healthy":true}}}"#
             )
         );
+    }
+
+    #[tokio::test]
+    async fn a_family_that_is_not_served_is_not_told_of() {
+        use http_body_util::BodyExt;
+        let health = Health::new(PERIOD).of(Families { v4: true, v6: false });
+        health.updated(time(6));
+        let body = health.answer(false, time(9)).into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let status = body["status"].as_object().unwrap();
+        assert_eq!(status.keys().collect::<Vec<_>>(), ["IPv4"]);
     }
 }

@@ -84,7 +84,7 @@ async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
         metrics::denied::register(&config, &mut registry);
         (Metrics::register(&mut registry), watch_metrics)
     };
-    let health = Health::new(settings.sync_period);
+    let health = Health::new(settings.sync_period).of(families);
     let first_sync = readiness.task("first sync");
     let agent =
         Agent::new(config.clone(), settings.min_sync_period, health.clone(), metrics.clone(), first_sync)?;
