@@ -11,6 +11,7 @@ use daemon::log::LogFormat;
 
 use crate::args::Configured;
 use crate::config::{ClusterCidrs, Config, Families, Listen, NodeFacts};
+use crate::kube_proxy::configuration::MASQUERADE_BIT;
 use crate::kube_proxy::unheeded::unheeded;
 use crate::kube_proxy::{KubeProxyConfiguration, file};
 use crate::local::{DetectLocal, LocalMode};
@@ -67,22 +68,16 @@ impl Settings {
     }
 
     pub(crate) fn of(mut source: KubeProxyConfiguration, warnings: Vec<String>) -> anyhow::Result<Self> {
-        let periods = source.mode_fields();
-        let masquerade_all = *periods.masquerade_all;
-        let (sync_period, min_sync_period) = (periods.sync_period.0, periods.min_sync_period.0);
+        let of_mode = source.mode_fields();
+        let masquerade_all = *of_mode.masquerade_all;
+        let masquerade_bit = of_mode.masquerade_bit.unwrap_or(MASQUERADE_BIT);
+        let masquerade_mark = u32::try_from(masquerade_bit).ok().and_then(MasqueradeMark::of_bit);
+        let (sync_period, min_sync_period) = (of_mode.sync_period.0, of_mode.min_sync_period.0);
         ensure!(!sync_period.is_zero(), "the sync period must be more than 0");
         ensure!(
             min_sync_period <= sync_period,
             "the least sync period must not be more than the sync period"
         );
-        let bit = if source.mode == "nftables" {
-            source.nftables.masquerade_bit
-        } else {
-            source.iptables.masquerade_bit
-        };
-        let masquerade_mark = bit.map_or(Some(MasqueradeMark::default()), |bit| {
-            u32::try_from(bit).ok().and_then(MasqueradeMark::of_bit)
-        });
         let score = source.oom_score_adj.unwrap_or_default();
         ensure!((-1000..=1000).contains(&score), "oomScoreAdj must be from -1000 to 1000");
         let log_format = match source.logging.format.as_str() {

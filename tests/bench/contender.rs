@@ -43,11 +43,16 @@ impl Contender {
         }
     }
 
+    /// Of two, ours and the peer's, this one's.
+    pub(crate) fn of<T>(self, [ours, peer]: [T; 2]) -> T {
+        match self {
+            Self::NodeAgent => ours,
+            Self::KubeProxy => peer,
+        }
+    }
+
     pub(crate) async fn start(self, cluster: &Cluster, run: usize) -> Result<Running> {
-        let identity = match self {
-            Self::NodeAgent => Identity::NodeAgent,
-            Self::KubeProxy => Identity::KubeProxy,
-        };
+        let identity = self.of([Identity::NodeAgent, Identity::KubeProxy]);
         self.start_with(cluster, run, &cluster.control_plane.kubeconfig(identity)).await
     }
 

@@ -73,8 +73,7 @@ async fn compare(plan: &Plan, cluster: &Cluster, size: &Size, run: &mut usize) -
             round + 1,
             size.rounds.of(contender)
         ));
-        let [ours, peer] = &mut costs;
-        let costs = if contender == Contender::NodeAgent { ours } else { peer };
+        let costs = contender.of(costs.each_mut());
         *run += 1;
         let running = contender.start(cluster, *run).await?;
         cold_start(cluster, contender, &running, round, costs).await?;

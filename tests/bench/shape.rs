@@ -35,10 +35,7 @@ pub(crate) struct Rounds {
 
 impl Rounds {
     pub(crate) fn of(self, contender: Contender) -> usize {
-        match contender {
-            Contender::NodeAgent => self.ours,
-            Contender::KubeProxy => self.peer,
-        }
+        contender.of([self.ours, self.peer])
     }
 
     /// By turns: in which round who starts.

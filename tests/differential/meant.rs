@@ -24,24 +24,28 @@ pub(crate) fn same(case: &Case, service: &Service, flow: &Flow, verdicts: [&Verd
     }
     // Both masquerade what comes back to its source only where a slice puts that on this node: whoever
     // draws itself without being there on paper hears nothing, and stays with that.
-    let drawn = |verdict: &&Verdict| {
-        let mut outcomes = verdict.0.iter();
-        !verdict.0.is_empty() && outcomes.all(|o| matches!(o, Outcome::Reached { .. } | Outcome::Silent))
+    let draws_silence = case.misplaces(flow.source);
+    let is_drawn = |outcome: &Outcome| match outcome {
+        Outcome::Reached { .. } => true,
+        Outcome::Silent => draws_silence,
+        _ => false,
     };
-    if case.misplaces(flow.source) && verdicts.iter().all(drawn) {
-        return true;
-    }
     // Each keeps a client at an endpoint, and draws which.
     let rest = |verdict: &Verdict| -> Vec<Outcome> {
-        verdict.0.iter().filter(|outcome| !matches!(outcome, Outcome::Reached { .. })).cloned().collect()
+        verdict.0.iter().filter(|outcome| !is_drawn(outcome)).cloned().collect()
     };
     // One that may be kept at an endpoint of either pool soon is kept at both. Then the first of them in
     // the program's order takes over flows that the other had.
-    let many = |verdict: &Verdict| match verdict.reached().count() {
-        count if has_two_pools(service) => count.min(1),
-        count => count,
+    let many = |count: usize| if has_two_pools(service) { count.min(1) } else { count };
+    // A silence may be one more endpoint, or none: tries end with it.
+    let bounds = |verdict: &Verdict| {
+        let drawn = verdict.0.iter().filter(|outcome| is_drawn(outcome)).count();
+        many(verdict.reached().count())..=many(drawn)
     };
-    many(theirs) == many(ours) && rest(theirs) == rest(ours)
+    let (theirs_drawn, ours_drawn) = (bounds(theirs), bounds(ours));
+    rest(theirs) == rest(ours)
+        && theirs_drawn.start() <= ours_drawn.end()
+        && ours_drawn.start() <= theirs_drawn.end()
 }
 
 /// Whether a client stays with its endpoint.

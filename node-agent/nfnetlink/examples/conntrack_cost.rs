@@ -7,13 +7,13 @@
 //!
 //! The host's nf_conntrack_max limits each namespace, but the kernel has one hash table for all of
 //! them, and a listing walks the whole of it: so a million entries are spread over some namespaces,
-//! and the first of them is looked through. One entry in ten is UDP, and half of those are ended.
+//! and the first of them is looked through. One entry in ten is UDP, and half of those are ended, 256 at a time.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use nfnetlink::conntrack::{Conntrack, Flow, Tuple, Zone};
@@ -22,7 +22,7 @@ use nfnetlink::{Batch, Element, Family, Field, Result, Set, Socket, Table, Table
 const TABLE: TableRef<'_> = TableRef::new(Family::Ip, "cost");
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// Less than nf_conntrack_max is on any host with 4 GiB or more.
+/// Less than the kernel's own nf_conntrack_max, 262,144 where there is memory enough.
 const IN_ONE_NAMESPACE: u32 = 250_000;
 const TIMES: usize = 9;
 
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     let (mut left, mut elsewhere) = (entries - here, Vec::new());
     while left > 0 {
         let there = left.min(IN_ONE_NAMESPACE);
-        elsewhere.push(Elsewhere::fill(there)?);
+        elsewhere.push(fill_elsewhere(there)?);
         left -= there;
     }
     enter_namespace();
@@ -72,25 +72,16 @@ fn main() -> Result<()> {
     })
 }
 
-/// A namespace that is full, until this is dropped.
-struct Elsewhere {
-    full: Receiver<Result<()>>,
-    _stays: std::sync::mpsc::Sender<()>,
-}
-
-impl Elsewhere {
-    fn fill(entries: u32) -> Result<Self> {
-        let ((tell, full), (stays, ends)) = (channel(), channel::<()>());
-        std::thread::spawn(move || {
-            enter_namespace();
-            // Whoever asked is gone if this fails, and so is the wish.
-            let _ = tell.send(fill(entries));
-            let _ = ends.recv();
-        });
-        let elsewhere = Self { full, _stays: stays };
-        elsewhere.full.recv().expect("it tells once")?;
-        Ok(elsewhere)
-    }
+/// Fills a namespace of its own, which lasts until what is returned is dropped.
+fn fill_elsewhere(entries: u32) -> Result<Sender<()>> {
+    let ((tell, full), (stays, ends)) = (channel(), channel());
+    std::thread::spawn(move || {
+        enter_namespace();
+        // Whoever asked is gone if this fails, and so is the wish.
+        let _ = tell.send(fill(entries));
+        let _ = ends.recv();
+    });
+    full.recv().expect("it tells once").map(|()| stays)
 }
 
 fn enter_namespace() {

@@ -181,7 +181,8 @@ fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, pack
                 return "the endpoint is the client itself: its own address would not come back here"
                     .to_owned();
             }
-            let asked = did(|action| matches!(action, Action::Mark(_))).map(|hop| because(hop, packet)).unwrap_or_default();
+            let marked = did(|action| matches!(action, Action::Mark(_)));
+            let asked = marked.map(|hop| because(hop, packet)).unwrap_or_default();
             match asked.is_empty() {
                 true => {
                     "connections from outside are masqueraded, so that the replies come back here".to_owned()

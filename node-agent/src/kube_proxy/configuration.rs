@@ -144,6 +144,8 @@ pub struct Conntrack {
 /// What kube-proxy keeps in a section for each mode and uses from the mode's own.
 #[derive(Debug)]
 pub struct ModeFields<'a> {
+    /// `None` before [`KubeProxyConfiguration::fill_in`].
+    pub masquerade_bit: Option<i32>,
     pub masquerade_all: &'a mut bool,
     pub sync_period: &'a mut GoDuration,
     pub min_sync_period: &'a mut GoDuration,
@@ -225,16 +227,19 @@ impl KubeProxyConfiguration {
         let Self { iptables, ipvs, nftables, .. } = self;
         match self.mode.as_str() {
             "nftables" => ModeFields {
+                masquerade_bit: nftables.masquerade_bit,
                 masquerade_all: &mut nftables.masquerade_all,
                 sync_period: &mut nftables.sync_period,
                 min_sync_period: &mut nftables.min_sync_period,
             },
             "ipvs" => ModeFields {
+                masquerade_bit: iptables.masquerade_bit,
                 masquerade_all: &mut iptables.masquerade_all,
                 sync_period: &mut ipvs.sync_period,
                 min_sync_period: &mut ipvs.min_sync_period,
             },
             _ => ModeFields {
+                masquerade_bit: iptables.masquerade_bit,
                 masquerade_all: &mut iptables.masquerade_all,
                 sync_period: &mut iptables.sync_period,
                 min_sync_period: &mut iptables.min_sync_period,
@@ -246,7 +251,7 @@ impl KubeProxyConfiguration {
     /// optional and empty is not there.
     pub fn written(&self) -> Value {
         let mut clean = self.clone();
-        let ModeFields { masquerade_all, sync_period, min_sync_period } = clean.mode_fields();
+        let ModeFields { masquerade_all, sync_period, min_sync_period, .. } = clean.mode_fields();
         let kept = (*masquerade_all, *sync_period, *min_sync_period);
         (clean.iptables.masquerade_all, clean.nftables.masquerade_all) = (false, false);
         for period in [
@@ -259,7 +264,7 @@ impl KubeProxyConfiguration {
         ] {
             *period = GoDuration::default();
         }
-        let ModeFields { masquerade_all, sync_period, min_sync_period } = clean.mode_fields();
+        let ModeFields { masquerade_all, sync_period, min_sync_period, .. } = clean.mode_fields();
         (*masquerade_all, *sync_period, *min_sync_period) = kept;
         let mut value = clean.as_value();
         if let Some(fields) = value.as_object_mut() {

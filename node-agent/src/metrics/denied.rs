@@ -18,13 +18,13 @@ use crate::nft::ruleset::ChainName;
 
 /// Packets that began a connection and were refused or dropped, by reason.
 #[derive(Debug)]
-pub struct DeniedPackets {
+struct DeniedPackets {
     families: Vec<IpFamily>,
 }
 
 /// kube-proxy's metric for loopback, with its name and labels. 0 where loopback is not named.
 #[derive(Debug)]
-pub struct RejectedOnLoopback {
+struct RejectedOnLoopback {
     /// Where there are such rules.
     families: Vec<IpFamily>,
 }
@@ -86,7 +86,7 @@ impl Collector for RejectedOnLoopback {
     }
 }
 
-/// What cannot be read is left out: the log of the next sync says why.
+/// What cannot be read is missing from the scrape: a 0 would be a lie.
 fn counted<const N: usize>(
     kernel: Option<&mut Kernel>,
     family: IpFamily,

@@ -15,7 +15,7 @@ use stage::Stage;
 use tape::Tape;
 
 use crate::cluster::Cluster;
-use crate::contender::{BOTH, Contender};
+use crate::contender::BOTH;
 use crate::figures::{Row, Unit};
 use crate::proxies::{await_vip, sample};
 use crate::shape::Size;
@@ -69,8 +69,8 @@ async fn compare(
             await_vip(&running, vip).await?;
         }
         let mut player = Player { cluster, tape, running: &running, watch, played: 0, away: true };
-        for (rate, [ours, peer]) in plan.rates.iter().zip(&mut behind) {
-            let behind = if contender == Contender::NodeAgent { ours } else { peer };
+        for (rate, behind) in plan.rates.iter().zip(&mut behind) {
+            let behind = contender.of(behind.each_mut());
             player.play(*rate, length, behind).await?;
             stage.ensure_no_other()?;
             let served = behind.all_served.last().unwrap_or_default() * 1e3;

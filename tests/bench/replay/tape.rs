@@ -40,6 +40,16 @@ pub(super) enum Encoding {
 
 const ENCODINGS: [Encoding; 2] = [Encoding::Json, Encoding::Protobuf];
 
+impl Encoding {
+    /// Of two, in the order of [`ENCODINGS`].
+    fn of<T>(self, [json, protobuf]: [T; 2]) -> T {
+        match self {
+            Self::Json => json,
+            Self::Protobuf => protobuf,
+        }
+    }
+}
+
 /// The same watch in every encoding.
 pub(super) struct Tape {
     reels: [Reel; 2],
@@ -94,11 +104,7 @@ impl Tape {
     }
 
     pub(super) fn reel(&self, encoding: Encoding) -> &Reel {
-        let [json, protobuf] = &self.reels;
-        match encoding {
-            Encoding::Json => json,
-            Encoding::Protobuf => protobuf,
-        }
+        encoding.of(self.reels.each_ref())
     }
 
     /// Each to other endpoints, or each back.
@@ -121,11 +127,7 @@ impl Step {
     }
 
     pub(super) fn frame(&self, encoding: Encoding) -> &Bytes {
-        let [json, protobuf] = &self.frames;
-        match encoding {
-            Encoding::Json => json,
-            Encoding::Protobuf => protobuf,
-        }
+        encoding.of(self.frames.each_ref())
     }
 
     /// The endpoints that the Service has from then on.
@@ -153,10 +155,7 @@ struct Recorder {
 
 impl Recorder {
     async fn start(cluster: &Cluster, encoding: Encoding) -> Result<Self> {
-        let accept = match encoding {
-            Encoding::Json => "application/json",
-            Encoding::Protobuf => "application/vnd.kubernetes.protobuf",
-        };
+        let accept = encoding.of(["application/json", "application/vnd.kubernetes.protobuf"]);
         let request =
             Request::get(format!("{SLICES}?{WATCH}")).header("accept", accept).body(Body::empty())?;
         let answer = cluster.control_plane.client.send(request).await?;
