@@ -44,8 +44,10 @@ pub struct Engine {
     planner: Planner,
     dirty: BTreeSet<ServiceName>,
     node_changed: bool,
-    /// The host's addresses.
+    /// The host's addresses when it last said them.
     host: BTreeSet<IpAddr>,
+    /// They may be others by now.
+    host_changed: bool,
     /// Elements that no Service claims are looked for.
     sweep: bool,
     /// Who has a second batch, and when it may be committed.
@@ -80,6 +82,7 @@ impl Engine {
             dirty: BTreeSet::new(),
             node_changed: false,
             host: BTreeSet::new(),
+            host_changed: true,
             sweep: false,
             later: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -100,15 +103,24 @@ impl Engine {
 
     /// The host's addresses may have changed.
     pub fn mark_host(&mut self) {
-        let host = host::addresses();
-        self.node_changed |= host != self.host;
-        self.host = host;
+        self.host_changed = true;
+    }
+
+    /// Asks the host for its addresses, if they may have changed. A host that cannot say keeps those that it had.
+    fn learn_host(&mut self) -> anyhow::Result<()> {
+        if self.host_changed {
+            let host = host::addresses().context("asking for this host's addresses")?;
+            self.host_changed = false;
+            self.node_changed |= host != self.host;
+            self.host = host;
+        }
+        Ok(())
     }
 
     /// Whether a sync would have anything to look at.
     pub fn has_work(&self, now: Instant) -> bool {
         let due = self.next_due().is_some_and(|at| at <= now);
-        self.in_doubt() || !self.dirty.is_empty() || self.node_changed || due
+        self.in_doubt() || !self.dirty.is_empty() || self.node_changed || self.host_changed || due
     }
 
     /// Whether the next sync reads the kernel.
@@ -218,6 +230,7 @@ impl Engine {
     /// several, each with whole Services: the plan of all takes more memory than all they are.
     fn attempt(&mut self, world: &World, now: Instant) -> anyhow::Result<usize> {
         self.learn_node(world);
+        self.learn_host()?;
         let fresh = self.mirror.is_none();
         if fresh {
             self.start_over(world)?;
@@ -267,7 +280,8 @@ impl Engine {
 
     /// Reads the kernel, and marks everything.
     fn start_over(&mut self, world: &World) -> anyhow::Result<()> {
-        self.host = host::addresses();
+        self.host_changed = true;
+        self.learn_host()?;
         let mirror = self.kernel.observe(&self.rulesets).context("reading our tables")?;
         self.stranded = Stranded::of(&mirror);
         self.mirror = Some(mirror);

@@ -18,15 +18,18 @@ const ADDRESSES_OF_INTERFACES: u32 = 0x10 | 0x100;
 pub struct AddressChanges(OwnedFd);
 
 /// The addresses of all interfaces, in the network namespace of the calling thread.
-pub fn addresses() -> BTreeSet<IpAddr> {
-    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    interfaces
+///
+/// # Errors
+/// When the kernel does not say (no descriptor or memory left): not the same as no addresses.
+pub fn addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?
         .filter_map(|interface| {
             let address = interface.address?;
             let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
         })
-        .collect()
+        .collect();
+    Ok(addresses)
 }
 
 impl AddressChanges {

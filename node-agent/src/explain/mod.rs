@@ -29,7 +29,7 @@ pub fn print(args: &ExplainArgs) -> anyhow::Result<()> {
     let question = Question { source: args.source, to: args.destination, interface: args.interface };
     let mut kernel = Kernel::open().context("reading our tables needs CAP_NET_ADMIN")?;
     let mut reading = Reading::of(&mut kernel).context("reading our tables")?;
-    let host = host::addresses();
+    let host = host::addresses().context("asking for this host's addresses")?;
     let packet = question.packet(&reading.mirror, &host)?;
     reading.ask_for(&mut kernel, packet).context("asking who keeps the client")?;
     let answer = Answer::of(&reading, &host, packet);

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,6 +20,9 @@ use crate::nft::layout::Target;
 const DIAL: Duration = Duration::from_secs(5);
 /// After an error that is not one connection's, such as no descriptor left.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Seconds of silence before a peer is asked whether it is still there, and between two questions; Go's,
+/// hence kube-proxy's.
+const KEEP_ALIVE: u32 = 15;
 
 pub(super) struct Listener {
     pub(super) listener: TcpListener,
@@ -42,36 +46,31 @@ impl Listener {
                 () = close.cancelled() => return,
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = accept(&listener, &slots) => accepted,
+                accepted = listener.accept() => accepted,
             };
-            match accepted {
-                Ok((client, slot)) => {
-                    let target = choice
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .pick(Instant::now(), random.hash_one(count));
-                    connections.spawn(serve(client, target, slot));
-                }
+            let client = match accepted {
+                Ok((client, _)) => client,
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection on loopback; trying again");
                     sleep(PAUSE).await;
+                    continue;
                 }
-            }
+            };
+            // Taken by who has a client, so that listeners nobody asks take none. Further clients wait in the
+            // kernel's backlog.
+            let slot = tokio::select! {
+                () = close.cancelled() => return,
+                () = stop.cancelled() => break,
+                slot = Arc::clone(&slots).acquire_owned() => slot.expect("the slots are never closed"),
+            };
+            let mut choice = choice.lock().unwrap_or_else(PoisonError::into_inner);
+            let target = choice.pick(Instant::now(), random.hash_one(count));
+            connections.spawn(serve(client, target, slot));
         }
         drop(listener);
         let ended = async { while connections.join_next().await.is_some() {} };
         close.run_until_cancelled(ended).await;
     }
-}
-
-/// Waits for a free slot first: until then clients wait in the kernel's backlog.
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
-    let (client, _) = listener.accept().await?;
-    Ok((client, slot))
 }
 
 /// Until both sides have ended: each may end its half before the other. Holds two buffers of 8 KiB.
@@ -84,9 +83,14 @@ async fn serve(client: TcpStream, target: Option<Target>, _slot: OwnedSemaphoreP
 
 async fn relay(mut client: TcpStream, target: Target) -> io::Result<()> {
     let mut endpoint = timeout(DIAL, TcpStream::connect((target.ip, target.port))).await??;
-    // Whoever wrote decides how much goes at once.
-    client.set_nodelay(true)?;
-    endpoint.set_nodelay(true)?;
+    for side in [&client, &endpoint] {
+        // Whoever wrote decides how much goes at once.
+        side.set_nodelay(true)?;
+        // A peer that is gone without a word does not hold its slot for ever.
+        setsockopt(side, sockopt::KeepAlive, &true)?;
+        setsockopt(side, sockopt::TcpKeepIdle, &KEEP_ALIVE)?;
+        setsockopt(side, sockopt::TcpKeepInterval, &KEEP_ALIVE)?;
+    }
     copy_bidirectional(&mut client, &mut endpoint).await?;
     Ok(())
 }

@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use service_model::{IpFamily, Protocol, ServiceName, World};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
@@ -224,9 +224,13 @@ fn listen(port: Port) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Each takes two descriptors: half of those that the process may have are left to the rest of it.
+/// Each takes two descriptors: half of those that the process may have are left to the rest of it. It may have as many as
+/// whoever started it allows: the lower limit that a program begins with is for those that use select(2).
 fn most_connections() -> usize {
-    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, hard)| {
+        let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        raised.map_or(soft, |()| hard)
+    });
     (descriptors / 4).clamp(1, MOST_CONNECTIONS) as usize
 }
 

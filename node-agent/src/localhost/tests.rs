@@ -304,3 +304,20 @@ fn nothing_listens_unless_loopback_is_named() {
         }
     });
 }
+
+#[test]
+fn a_listener_that_nobody_asks_takes_no_slot() {
+    in_namespace(async || {
+        let _servers = [echo("10.244.0.1").await, echo("fd00::1").await];
+        let (mut proxy, _registry) = proxy();
+        proxy.slots = Arc::new(Semaphore::new(1));
+        let slices = [slice("v4", &[("10.244.0.1", true)]), slice("v6", &[("fd00::1", true)])];
+        let objects = slices.map(Object::EndpointSlice).into_iter().chain([Object::Service(service("web"))]);
+        apply(&mut proxy, &mut World::default(), objects);
+        // Two listeners, one slot: by turns, and again.
+        for _ in 0..2 {
+            assert_eq!(asked(IpFamily::V4).await.unwrap(), "10.244.0.1 hello");
+            assert_eq!(asked(IpFamily::V6).await.unwrap(), "fd00::1 hello");
+        }
+    });
+}
