@@ -226,7 +226,7 @@ impl Agent {
                 if let Some(feed) = &mut self.conntrack {
                     feed.committed(&self.world, self.engine.nodeport_addresses(), reads);
                 }
-                if let Some(token) = self.first_sync.take() {
+                if self.serves_most() && let Some(token) = self.first_sync.take() {
                     token.done();
                 }
                 if std::mem::take(&mut self.failed) {
@@ -251,6 +251,12 @@ impl Agent {
         self.tell();
         let lacks_a_port = self.checks.lacks_a_port() || self.localhost.lacks_a_port();
         self.next_check = lacks_a_port.then(|| Instant::now() + RETRY);
+    }
+
+    /// Who stands in for another proxy takes over only then: a kernel that refuses nearly everything would leave the node
+    /// with neither.
+    fn serves_most(&self) -> bool {
+        self.engine.refused() == 0 || self.engine.refused() * 2 <= self.world.services().count()
     }
 
     fn apply(&mut self, mut change: Change) {

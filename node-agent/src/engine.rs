@@ -28,6 +28,10 @@ const GRACE: Duration = Duration::from_secs(1);
 /// A Service that the kernel refuses is tried again after this long.
 const QUARANTINE: Duration = Duration::from_secs(30);
 
+/// So many refused Services are found in one sync; further ones in the next, so that a kernel that refuses all of them
+/// does not keep the agent from everything else.
+const MOST_REFUSALS: usize = 64;
+
 /// Services that are planned at once when all are.
 const PART: usize = 1000;
 /// Plans of more steps are logged by their size only.
@@ -333,7 +337,10 @@ impl Engine {
         let mut done = self.commit(&steps)?;
         let all: Vec<ServiceName> = std::mem::take(&mut self.dirty).into_iter().collect();
         let mut parts = vec![all];
+        let before = self.refusals.len();
         while let Some(mut services) = parts.pop() {
+            let found = self.refusals.len() - before;
+            anyhow::ensure!(found < MOST_REFUSALS, "the kernel refuses {found} Services and perhaps more");
             if let [name] = services.as_slice() {
                 done += self.commit_alone(name, world, now)?;
                 continue;
@@ -411,7 +418,12 @@ fn retries(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Rejected(_) | Error::StaleGeneration))
 }
 
-/// Whether what was asked for cannot be done: by the kernel, or already on the way to it.
+/// Whether what was asked for cannot be done: by the kernel, or already on the way to it. A kernel that has no memory or
+/// grants no permission refuses no Service: then the sync has failed, and is tried again.
 fn is_refusal(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(Error::Rejected(_) | Error::Invalid { .. }))
+    match error.downcast_ref() {
+        Some(Error::Rejected(rejection)) => !rejection.is_of_the_host(),
+        Some(Error::Invalid { .. }) => true,
+        _ => false,
+    }
 }

@@ -78,6 +78,25 @@ impl Error {
     }
 }
 
+/// Errors that say nothing of what was asked for: the same batch may pass later, or never, whatever is in it.
+const OF_THE_HOST: [i32; 8] = [
+    libc::EPERM,
+    libc::EACCES,
+    libc::ENOMEM,
+    libc::ENOBUFS,
+    libc::EMFILE,
+    libc::ENFILE,
+    libc::EAGAIN,
+    libc::EINTR,
+];
+
+impl Rejection {
+    /// Whether the kernel had no quarrel with the content, but no memory, no permission or no time for it.
+    pub fn is_of_the_host(&self) -> bool {
+        self.failures.iter().any(|failure| OF_THE_HOST.contains(&failure.errno))
+    }
+}
+
 /// All complaints about one batch, in the order of its messages; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
@@ -134,4 +153,30 @@ impl fmt::Display for Failure {
 
 fn describe_errno(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_memory_and_no_permission_are_not_the_contents_fault() {
+        let of = |errnos: &[i32]| {
+            let failure = |errno: &i32| Failure {
+                message: Some(0),
+                what: String::new(),
+                errno: *errno,
+                text: None,
+                offset: None,
+            };
+            Rejection { failures: errnos.iter().map(failure).collect() }.is_of_the_host()
+        };
+        for errno in [libc::EPERM, libc::ENOMEM, libc::ENOBUFS] {
+            assert!(of(&[errno]));
+        }
+        assert!(of(&[libc::EEXIST, libc::ENOMEM]), "the others may follow from it");
+        for errno in [libc::EEXIST, libc::ENOENT, libc::EINVAL, libc::EOPNOTSUPP, libc::EBUSY] {
+            assert!(!of(&[errno]));
+        }
+    }
 }
