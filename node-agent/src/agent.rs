@@ -226,7 +226,9 @@ impl Agent {
                 if let Some(feed) = &mut self.conntrack {
                     feed.committed(&self.world, self.engine.nodeport_addresses(), reads);
                 }
-                if self.serves_most() && let Some(token) = self.first_sync.take() {
+                if self.serves_most()
+                    && let Some(token) = self.first_sync.take()
+                {
                     token.done();
                 }
                 if std::mem::take(&mut self.failed) {

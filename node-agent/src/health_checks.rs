@@ -139,7 +139,9 @@ fn answer(service: &ServiceName, endpoints: usize, proxy_healthy: bool) -> Respo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use service_model::{Change, Endpoint, EndpointSlice, IpFamily, Key, Object, ObjectName};
+    use service_model::{
+        Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Key, Object, ObjectName, Protocol,
+    };
     use std::io::{Read, Write};
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::time::Duration;
@@ -162,7 +164,7 @@ mod tests {
             name: ObjectName::new("ns", "web-1"),
             service: name(),
             family: IpFamily::V4,
-            ports: Vec::new(),
+            ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
             endpoints: (0..local).map(endpoint).collect(),
             triggered: None,
         };

@@ -19,7 +19,7 @@ use crate::config::{Config, Families, Listen};
 use crate::conntrack::{Reconciler, sysctls};
 use crate::events::{self, Events};
 use crate::health::Health;
-use crate::kube_proxy::{file, watch::ends_when_changed};
+use crate::kube_proxy::{file, watch::Watched};
 use crate::leftovers::{self, Report, take_over::take_over};
 use crate::metrics::{self, Metrics};
 use crate::nft::kernel;
@@ -47,6 +47,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let file = args.configured.config.as_deref().map(Watched::new).transpose()?;
     let settings = Settings::new(&args.configured)?;
     daemon::log::init_with(settings.log_format, settings.verbose);
     for warning in &settings.warnings {
@@ -65,10 +66,10 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     adjust_oom_score(settings.oom_score_adj);
-    serve(settings, &args).await
+    serve(settings, file, &args).await
 }
 
-async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
+async fn serve(settings: Settings, file: Option<Watched>, args: &RunArgs) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen()?;
     let cancel = shutdown.token();
     let (events, told) = Events::channel();
@@ -120,9 +121,10 @@ async fn serve(settings: Settings, args: &RunArgs) -> anyhow::Result<()> {
     let stop = cancel.clone();
     tasks.spawn("watch", async move { stop.run_until_cancelled(watching).await.unwrap_or(Ok(())) });
     tasks.spawn("conntrack", reconciler.run(cancel.clone()));
-    if let Some(path) = args.configured.config.clone() {
-        let stop = cancel.clone();
-        tasks.spawn("configuration file", async move { ends_when_changed(&path, stop).await });
+    if let Some(file) = file {
+        let configured = args.configured.clone();
+        let usable = move || Settings::new(&configured).map(drop);
+        tasks.spawn("configuration file", file.ends_when_changed(usable, cancel.clone()));
     }
     tasks.spawn("take-over", take_over(readiness, cancel.clone()));
     let stop = cancel.clone();

@@ -75,11 +75,13 @@ pub fn serving<'a>(
 }
 
 /// The endpoints on this node that are ready, whatever the port: what a load balancer's health
-/// check of the node asks for. Distinct addresses; terminating ones never count. An endpoint of a
-/// dual-stack Service has an address in either family and counts once.
+/// check of the node asks for. Distinct addresses; terminating ones never count, nor those of slices
+/// without a port (`EndpointSliceCache.endpointInfoByServicePort`). An endpoint of a dual-stack
+/// Service has an address in either family and counts once.
 pub fn ready_local_endpoints<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, node: &str) -> usize {
     let mut addresses: BTreeMap<IpFamily, BTreeSet<IpAddr>> = BTreeMap::new();
-    for endpoint in slices.flat_map(|slice| &slice.endpoints) {
+    let with_port = slices.filter(|slice| slice.ports.iter().any(|port| port.port != 0));
+    for endpoint in with_port.flat_map(|slice| &slice.endpoints) {
         if endpoint.ready && endpoint.node.as_deref() == Some(node) {
             addresses.entry(IpFamily::of(endpoint.address)).or_default().insert(endpoint.address);
         }
@@ -279,6 +281,10 @@ mod tests {
             slice(vec![endpoint("1@here"), endpoint("4@here")]),
         ];
         assert_eq!(ready_local_endpoints(slices.iter(), "here"), 2);
+        let mut portless = [slice(vec![endpoint("5@here")]), slice(vec![endpoint("6@here")])];
+        portless[0].ports.clear();
+        portless[1].ports[0].port = 0;
+        assert_eq!(ready_local_endpoints(portless.iter(), "here"), 0, "nothing can be sent there");
         let also = |ip: &str| Endpoint { address: ip.parse().unwrap(), ..endpoint("1@here") };
         let v6 = EndpointSlice { family: IpFamily::V6, ..slice(["fd00::1", "fd00::4"].map(also).into()) };
         let both = slices.into_iter().chain([v6]).collect::<Vec<_>>();

@@ -41,7 +41,7 @@ fn explain(source: &str, to: &str) -> Answer {
     let mut kernel = Kernel::open().unwrap();
     let mut reading = Reading::of(&mut kernel).unwrap();
     let question = Question { source: source.parse().unwrap(), to: to.parse().unwrap(), interface: None };
-    let host = host::addresses();
+    let host = host::addresses().unwrap();
     let packet = question.packet(&reading.mirror, &host).unwrap();
     reading.ask_for(&mut kernel, packet).unwrap();
     Answer::of(&reading, &host, packet)

@@ -197,6 +197,7 @@ fn twenty_thousand_services_that_go_at_once_are_planned_at_once() {
                 cluster: vec![target],
                 local: Vec::new(),
                 sources: Vec::new(),
+                title: node_agent::nft::claims::Title::Allocated,
                 affinities: Vec::new(),
             },
         )]

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use service_model::{IpFamily, Node, Protocol, Service, ServicePort, ServiceType, TrafficPolicy, World};
 
 use super::affinity::{AffinityKey, DesiredAffinity};
+use super::claims::Title;
 use super::groups::Groups;
 use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SizeClass, Target};
 use super::step::Hairpin;
@@ -34,6 +35,8 @@ pub struct DesiredFrontend {
     pub local: Vec<Target>,
     /// The networks from which it is reached, none of which overlaps another; empty for everywhere.
     pub sources: Vec<IpNet>,
+    /// What decides if another Service wants it too.
+    pub title: Title,
     /// The chains that it asks before it spreads over a pool.
     pub affinities: Vec<(Pool, AffinityKey)>,
 }
@@ -90,12 +93,16 @@ impl DesiredService {
         let selection = select(world.slices_of(&service.name), port, family, place);
         let label = label(service, port);
         let allowed = allowed_sources(service, family, world.node(place.node));
-        for (frontend, reach) in frontends {
+        for (frontend, reach, title) in frontends {
+            if self.frontends.get(&frontend).is_some_and(|before| before.title < title) {
+                continue;
+            }
             let policy = match reach {
                 Reach::Internal => service.internal_traffic_policy,
                 Reach::External => service.external_traffic_policy,
             };
             let mut desired = desired(frontend, reach, policy, &selection, label.clone());
+            desired.title = title;
             if let Some(timeout) = service.session_affinity {
                 let whole = if (reach, policy) == (Reach::Internal, TrafficPolicy::Local) {
                     Pool::Local
@@ -146,7 +153,7 @@ pub fn frontends_of(
     family: IpFamily,
 ) -> impl Iterator<Item = Frontend> {
     let served = service.service_type != ServiceType::ExternalName;
-    frontends(service, port, family).map(|(frontend, _)| frontend).filter(move |_| served)
+    frontends(service, port, family).map(|(frontend, ..)| frontend).filter(move |_| served)
 }
 
 /// None of a family in which the Service has no ClusterIP, whatever other addresses it has: as for
@@ -155,20 +162,24 @@ fn frontends(
     service: &Service,
     port: &ServicePort,
     family: IpFamily,
-) -> impl Iterator<Item = (Frontend, Reach)> {
+) -> impl Iterator<Item = (Frontend, Reach, Title)> {
     let vip = move |ip| Frontend::Vip { ip, protocol: port.protocol, port: port.port };
     let of_family = move |ip: &std::net::IpAddr| IpFamily::of(*ip) == family;
-    let internal =
-        service.cluster_ips.iter().copied().filter(of_family).map(move |ip| (vip(ip), Reach::Internal));
-    let external = service.external_ips.iter().copied().chain(service.vip_mode_ips()).filter(of_family);
+    let internal = service.cluster_ips.iter().map(|ip| (*ip, Reach::Internal, Title::Allocated));
+    let balanced = service.vip_mode_ips().map(|ip| (ip, Reach::External, Title::LoadBalancer));
+    let external = service.external_ips.iter().map(|ip| (*ip, Reach::External, Title::ExternalIp));
+    let vips = internal.chain(balanced).chain(external);
+    let vips =
+        vips.filter(move |(ip, ..)| of_family(ip)).map(move |(ip, reach, title)| (vip(ip), reach, title));
     let node_port = port.node_port.map(move |number| {
-        (Frontend::NodePort { family, protocol: port.protocol, port: number }, Reach::External)
+        (
+            Frontend::NodePort { family, protocol: port.protocol, port: number },
+            Reach::External,
+            Title::Allocated,
+        )
     });
     let has_family = service.cluster_ips.iter().any(of_family);
-    internal
-        .chain(external.map(move |ip| (vip(ip), Reach::External)))
-        .chain(node_port)
-        .filter(move |_| has_family)
+    vips.chain(node_port).filter(move |_| has_family)
 }
 
 /// Of those that the Service names for the family. The node's own connections to an address that is
@@ -222,7 +233,8 @@ fn desired(
             groups.insert(Group::Count(pool, class));
         }
     }
-    DesiredFrontend { label, groups, cluster, local, sources: Vec::new(), affinities: Vec::new() }
+    let title = Title::Allocated;
+    DesiredFrontend { label, groups, cluster, local, sources: Vec::new(), title, affinities: Vec::new() }
 }
 
 /// `nft` refuses longer comments on input, and so would lose them on a restore.

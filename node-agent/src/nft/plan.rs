@@ -14,7 +14,7 @@ use service_model::ServiceName;
 
 use super::affinity::AffinityKey;
 use super::affinity_plan::{Numbering, Numbers, plan_chain};
-use super::claims::Claims;
+use super::claims::{Claims, Title};
 use super::desired::{DesiredFrontend, DesiredService};
 use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SetName, SizeClass, Target};
 use super::mirror::{FrontendState, Mirror};
@@ -73,12 +73,14 @@ impl Planner {
             held.map(|(resource, by)| (resource.clone(), by.clone())).collect();
         for service in services {
             let own = desired_of(service);
-            let frontends = own.frontends.keys().copied().map(Resource::Frontend);
+            let frontends =
+                own.frontends.iter().map(|(frontend, of)| (Resource::Frontend(*frontend), of.title));
             let hairpins = own.hairpins.iter().copied().map(Resource::Hairpin);
             let cluster_ips = own.cluster_ips.iter().copied().map(Resource::ClusterIp);
             let affinities = own.affinities.keys().cloned().map(Resource::Affinity);
-            let changed =
-                self.claims.replace(service, frontends.chain(hairpins).chain(cluster_ips).chain(affinities));
+            let others = hairpins.chain(cluster_ips).chain(affinities);
+            let others = others.map(|resource| (resource, Title::Allocated));
+            let changed = self.claims.replace(service, frontends.chain(others));
             let all = changed.into_iter().chain(self.claims.of(service).iter().cloned());
             touched.extend(all.map(|resource| (resource, service.clone())));
             wanted.insert(service.clone(), own);
