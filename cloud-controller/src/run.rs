@@ -62,7 +62,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     watch_metrics.register(registry.sub_registry_with_prefix("fairlead_cloud_controller"));
     daemon::metrics::register_process(&mut registry);
     let routes = daemon::routes::standard_routes(readiness.clone(), Arc::new(Mutex::new(registry)));
-    let server = daemon::http::Server::bind(metrics_listen, routes).await?;
+    let server = daemon::http::Server::bind(metrics_listen, routes)?;
 
     let mut tasks = Tasks::new(cancel.clone());
     tasks.spawn("probes and metrics", server.run(cancel.clone()));

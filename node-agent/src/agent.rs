@@ -193,7 +193,7 @@ impl Agent {
                 self.metrics.changed_by_others();
             }
             if self.knows_enough(now) && self.not_before.is_none_or(|at| at <= now) {
-                self.sync(now).await;
+                self.sync(now);
             }
         }
     }
@@ -204,7 +204,7 @@ impl Agent {
         self.world.has_synced(&KINDS) && self.pod_cidrs.is_over(node, now)
     }
 
-    async fn sync(&mut self, now: Instant) {
+    fn sync(&mut self, now: Instant) {
         let reads = self.engine.in_doubt();
         let checks = !self.changed.is_empty() || self.next_check.is_some_and(|at| at <= now);
         if !reads && !self.engine.has_work(now) && !checks {
@@ -249,7 +249,7 @@ impl Agent {
         let changed = std::mem::take(&mut self.changed);
         let place = Place { node: &self.config.node_name, zone: self.zone.as_deref() };
         self.localhost.update(&changed, &self.world, place);
-        self.checks.update(changed, &self.world).await;
+        self.checks.update(changed, &self.world);
         self.tell();
         let lacks_a_port = self.checks.lacks_a_port() || self.localhost.lacks_a_port();
         self.next_check = lacks_a_port.then(|| Instant::now() + RETRY);

@@ -253,7 +253,9 @@ impl Engine {
         self.node_changed = false;
         let mut steps = self.prepare();
         let mut done = 0;
-        while fresh && changed.len() > PART {
+        // A table that is made anew is never seen half filled.
+        let remade = steps.iter().any(|step| matches!(step, Step::DeleteTable(_)));
+        while fresh && !remade && changed.len() > PART {
             let (part, rest) = split(changed);
             changed = rest;
             let plan = self.plan(&part, world);

@@ -33,8 +33,8 @@ pub struct HealthChecks {
     health: Health,
     node: Box<str>,
     running: BTreeMap<ServiceName, Running>,
-    /// Services whose port could not be bound: tried again with the next update.
-    unbound: BTreeSet<ServiceName>,
+    /// Services whose port could not be bound, and whether that was told: tried again with the next update.
+    unbound: BTreeMap<ServiceName, bool>,
     /// Until they are told.
     failures: Vec<(ServiceName, u16, String)>,
     servers: JoinSet<anyhow::Result<()>>,
@@ -49,16 +49,17 @@ struct Running {
 
 impl HealthChecks {
     pub fn new(health: Health, node: &str) -> Self {
-        let (running, unbound) = (BTreeMap::new(), BTreeSet::new());
+        let (running, unbound) = (BTreeMap::new(), BTreeMap::new());
         Self { health, node: node.into(), running, unbound, failures: Vec::new(), servers: JoinSet::new() }
     }
 
     /// Starts, updates and stops what these Services need.
-    pub async fn update(&mut self, services: BTreeSet<ServiceName>, world: &World) {
+    pub fn update(&mut self, services: BTreeSet<ServiceName>, world: &World) {
         while self.servers.try_join_next().is_some() {}
         let mut wanted = Vec::new();
         let again = std::mem::take(&mut self.unbound);
-        for name in services.union(&again).cloned() {
+        let all: BTreeSet<ServiceName> = services.into_iter().chain(again.keys().cloned()).collect();
+        for name in all {
             match world.service(&name).and_then(port_of) {
                 Some(port) => wanted.push((name, port)),
                 None => drop(self.running.remove(&name)),
@@ -71,13 +72,14 @@ impl HealthChecks {
                     running.endpoints.store(endpoints, Ordering::Relaxed);
                 }
                 _ => {
-                    if let Err(error) = self.start(name.clone(), port, endpoints).await {
-                        // Once, not at every try.
-                        if !again.contains(&name) {
+                    if let Err(error) = self.start(name.clone(), port, endpoints) {
+                        // Once, and not at the first try: the server of a Service that had the port may be about to end.
+                        let told = again.get(&name);
+                        if told == Some(&false) {
                             self.failures.push((name.clone(), port, error.to_string()));
                             tracing::warn!(service = %name, %error, "no health check for load balancers; trying again");
                         }
-                        self.unbound.insert(name);
+                        self.unbound.insert(name, told.is_some());
                     }
                 }
             }
@@ -94,7 +96,7 @@ impl HealthChecks {
         !self.unbound.is_empty()
     }
 
-    async fn start(&mut self, name: ServiceName, port: u16, endpoints: usize) -> Result<(), BindError> {
+    fn start(&mut self, name: ServiceName, port: u16, endpoints: usize) -> Result<(), BindError> {
         self.running.remove(&name);
         let endpoints = Arc::new(AtomicUsize::new(endpoints));
         let cancel = CancellationToken::new();
@@ -103,7 +105,7 @@ impl HealthChecks {
             answer(&service, count.load(Ordering::Relaxed), health.is_live(Moment::now()))
         });
         let address = SocketAddr::from((every_address(), port));
-        let server = Server::bind(address, router).await?;
+        let server = Server::bind(address, router)?;
         self.servers.spawn(server.run(cancel.clone()));
         self.running.insert(name, Running { port, endpoints, cancel });
         Ok(())
@@ -196,7 +198,7 @@ mod tests {
         health.updated(Moment::now());
         let mut checks = HealthChecks::new(health, "here");
         let port = free_port();
-        checks.update(BTreeSet::from([name()]), &world(port, TrafficPolicy::Local, 2)).await;
+        checks.update(BTreeSet::from([name()]), &world(port, TrafficPolicy::Local, 2));
         let answer = get(port).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(answer.to_lowercase().contains("x-load-balancing-endpoint-weight: 2\r\n"), "{answer}");
@@ -204,12 +206,12 @@ mod tests {
             r#"{"localEndpoints":2,"service":{"name":"web","namespace":"ns"},"serviceProxyHealthy":true}"#;
         assert!(answer.ends_with(body), "{answer}");
 
-        checks.update(BTreeSet::from([name()]), &world(port, TrafficPolicy::Local, 0)).await;
+        checks.update(BTreeSet::from([name()]), &world(port, TrafficPolicy::Local, 0));
         assert!(get(port).await.unwrap().starts_with("HTTP/1.1 503 "));
 
         let mut gone = world(port, TrafficPolicy::Local, 2);
         gone.apply(Change::Delete(Key::Service(name())));
-        checks.update(BTreeSet::from([name()]), &gone).await;
+        checks.update(BTreeSet::from([name()]), &gone);
         let closed = async { while get(port).await.is_some() {} };
         tokio::time::timeout(Duration::from_secs(5), closed).await.expect("the port is closed");
     }
@@ -217,7 +219,7 @@ mod tests {
     #[tokio::test]
     async fn a_service_with_policy_cluster_has_no_health_check() {
         let mut checks = HealthChecks::new(Health::new(Duration::from_secs(30)), "here");
-        checks.update(BTreeSet::from([name()]), &world(free_port(), TrafficPolicy::Cluster, 2)).await;
+        checks.update(BTreeSet::from([name()]), &world(free_port(), TrafficPolicy::Cluster, 2));
         assert!(checks.running.is_empty());
     }
 
@@ -227,10 +229,15 @@ mod tests {
         let taken = TcpListener::bind("[::]:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let world = world(port, TrafficPolicy::Local, 1);
-        checks.update(BTreeSet::from([name()]), &world).await;
+        checks.update(BTreeSet::from([name()]), &world);
         assert!(checks.running.is_empty());
+        assert_eq!(checks.take_failures().len(), 0, "who had it may be about to end");
+        for told in [1, 0] {
+            checks.update(BTreeSet::new(), &world);
+            assert_eq!(checks.take_failures().len(), told, "once");
+        }
         drop(taken);
-        checks.update(BTreeSet::new(), &world).await;
+        checks.update(BTreeSet::new(), &world);
         assert_eq!(checks.running.len(), 1);
     }
 }

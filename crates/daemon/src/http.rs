@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,8 @@ pub type Request = hyper::http::request::Parts;
 
 type Handler = Box<dyn Fn(&Request) -> Response + Send + Sync>;
 
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
 /// Health checks of many load balancers come to one port, most of them without keep-alive.
 const MAX_CONNECTIONS: usize = 256;
 /// For the headers of a request, and for the silence between two requests on one connection.
@@ -101,8 +105,8 @@ impl Server {
     ///
     /// # Errors
     /// [`BindError`], which names the address.
-    pub async fn bind(address: SocketAddr, router: Router) -> Result<Self, BindError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
+    pub fn bind(address: SocketAddr, router: Router) -> Result<Self, BindError> {
+        let listener = listen(address).map_err(|source| BindError { address, source })?;
         Ok(Self { listener, router: Arc::new(router) })
     }
 
@@ -187,6 +191,21 @@ async fn serve_connection(stream: TcpStream, router: &Router, limits: Limits, ca
     }
 }
 
+/// The unspecified IPv6 address answers both families, also where `net.ipv6.bindv6only` says otherwise, as in Go.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    }
+    // Connections of an earlier server may be in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// As [`serve`]; while the address is taken, or not on this host, it is tried again.
 /// The token is done once we listen.
 ///
@@ -201,7 +220,7 @@ pub async fn serve_once_free(
     let mut refused = false;
     let bound = async {
         loop {
-            match TcpListener::bind(address).await {
+            match listen(address) {
                 Ok(listener) => return listener,
                 Err(source) if refused => tracing::debug!(%address, error = %source, "still not listening"),
                 Err(source) => {
@@ -223,7 +242,7 @@ pub async fn serve_once_free(
 /// # Errors
 /// When the address cannot be bound.
 pub async fn serve(address: SocketAddr, router: Router, cancel: CancellationToken) -> anyhow::Result<()> {
-    Server::bind(address, router).await?.run(cancel).await
+    Server::bind(address, router)?.run(cancel).await
 }
 
 pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response {
@@ -269,7 +288,7 @@ mod tests {
 
     impl Running {
         async fn start(router: Router, limits: Limits) -> Self {
-            let server = Server::bind("127.0.0.1:0".parse().unwrap(), router).await.unwrap();
+            let server = Server::bind("127.0.0.1:0".parse().unwrap(), router).unwrap();
             let (address, cancel) = (server.local_addr().unwrap(), CancellationToken::new());
             let task = tokio::spawn(server.run_within(limits, cancel.clone()));
             Self { address, cancel, task }
@@ -349,6 +368,19 @@ mod tests {
         server.stop().await;
     }
 
+    #[test]
+    fn every_address_is_of_both_families_whatever_the_sysctl_says() {
+        let thread = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            std::fs::write("/proc/sys/net/ipv6/bindv6only", "1").unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _entered = runtime.enter();
+            let listener = listen("[::]:0".parse().unwrap()).unwrap();
+            nix::sys::socket::getsockopt(&listener, sockopt::Ipv6V6Only).unwrap()
+        };
+        assert!(!std::thread::spawn(thread).join().unwrap(), "this family alone");
+    }
+
     #[tokio::test]
     async fn otherwise_answers_what_no_route_does() {
         let router = Router::new().otherwise(|request| text(StatusCode::OK, request.uri.path().to_owned()));
@@ -406,7 +438,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_an_error_that_names_it() {
-        let first = Server::bind("127.0.0.1:0".parse().unwrap(), Router::new()).await.unwrap();
+        let first = Server::bind("127.0.0.1:0".parse().unwrap(), Router::new()).unwrap();
         let address = first.local_addr().unwrap();
         let error = serve(address, Router::new(), CancellationToken::new()).await.unwrap_err();
         assert!(error.to_string().contains(&address.to_string()), "{error}");
