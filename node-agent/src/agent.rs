@@ -226,9 +226,10 @@ impl Agent {
                 if let Some(feed) = &mut self.conntrack {
                     feed.committed(&self.world, self.engine.nodeport_addresses(), reads);
                 }
-                if self.serves_most()
-                    && let Some(token) = self.first_sync.take()
-                {
+                // Who stands in for another proxy takes over after this: a kernel that refuses nearly everything
+                // would leave the node with neither.
+                let most = |_: &mut ReadyToken| self.engine.refused() * 2 <= self.world.services().count();
+                if let Some(token) = self.first_sync.take_if(most) {
                     token.done();
                 }
                 if std::mem::take(&mut self.failed) {
@@ -253,12 +254,6 @@ impl Agent {
         self.tell();
         let lacks_a_port = self.checks.lacks_a_port() || self.localhost.lacks_a_port();
         self.next_check = lacks_a_port.then(|| Instant::now() + RETRY);
-    }
-
-    /// Who stands in for another proxy takes over only then: a kernel that refuses nearly everything would leave the node
-    /// with neither.
-    fn serves_most(&self) -> bool {
-        self.engine.refused() == 0 || self.engine.refused() * 2 <= self.world.services().count()
     }
 
     fn apply(&mut self, mut change: Change) {

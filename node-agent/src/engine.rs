@@ -108,6 +108,9 @@ impl Engine {
     /// The host's addresses may have changed.
     pub fn mark_host(&mut self) {
         self.host_changed = true;
+        if let Err(error) = self.learn_host() {
+            tracing::warn!(error = format!("{error:#}"), "trying again with the next sync");
+        }
     }
 
     /// Asks the host for its addresses, if they may have changed. A host that cannot say keeps those that it had.
@@ -234,8 +237,9 @@ impl Engine {
     /// several, each with whole Services: the plan of all takes more memory than all they are.
     fn attempt(&mut self, world: &World, now: Instant) -> anyhow::Result<usize> {
         self.learn_node(world);
-        self.learn_host()?;
         let fresh = self.mirror.is_none();
+        self.host_changed |= fresh;
+        self.learn_host()?;
         if fresh {
             self.start_over(world)?;
         }
@@ -286,8 +290,6 @@ impl Engine {
 
     /// Reads the kernel, and marks everything.
     fn start_over(&mut self, world: &World) -> anyhow::Result<()> {
-        self.host_changed = true;
-        self.learn_host()?;
         let mirror = self.kernel.observe(&self.rulesets).context("reading our tables")?;
         self.stranded = Stranded::of(&mirror);
         self.mirror = Some(mirror);

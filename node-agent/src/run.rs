@@ -10,6 +10,7 @@ use daemon::{Readiness, Shutdown, Tasks};
 use hyper::StatusCode;
 use kube_events::Writer;
 use kube_watch::{Options, Source, WatchMetrics, watch_with};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
@@ -66,6 +67,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     adjust_oom_score(settings.oom_score_adj);
+    raise_descriptor_limit();
     serve(settings, file, &args).await
 }
 
@@ -151,6 +153,16 @@ fn clean_up(kube_proxys_too: bool) -> anyhow::Result<()> {
         anyhow::ensure!(report.left.is_empty(), "not all of kube-proxy's could be removed");
     }
     Ok(())
+}
+
+/// To what whoever started the program allows, as Go's runtime does: the lower limit that it begins with is for programs
+/// that use select(2).
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of descriptors stays as it is");
+    }
 }
 
 /// As kube-proxy: where it may not, it goes on.

@@ -192,7 +192,10 @@ async fn serve_connection(stream: TcpStream, router: &Router, limits: Limits, ca
 }
 
 /// The unspecified IPv6 address answers both families, also where `net.ipv6.bindv6only` says otherwise, as in Go.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+///
+/// # Errors
+/// When the address is taken or not on this host.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,

@@ -14,14 +14,13 @@ mod choice;
 mod listener;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use daemon::http::listen;
+use nix::sys::resource::{Resource, getrlimit};
 use service_model::{IpFamily, Protocol, ServiceName, World};
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -33,8 +32,6 @@ use crate::nft::layout::{FAMILIES, Frontend, Group};
 use crate::select::Place;
 use choice::{Choice, Endpoints};
 
-/// Connections that the kernel keeps until they are accepted.
-const BACKLOG: u32 = 1024;
 /// More connections at once would be more than a proxy for this host alone is for.
 const MOST_CONNECTIONS: u64 = 1 << 16;
 
@@ -151,7 +148,7 @@ impl LocalhostNodePorts {
             running.choice.lock().unwrap_or_else(PoisonError::into_inner).set(endpoints.clone());
             return;
         }
-        match listen(port) {
+        match listen(address(port)) {
             Ok(listener) => {
                 let choice = Arc::new(Mutex::new(Choice::new(endpoints.clone())));
                 let close = CancellationToken::new();
@@ -213,24 +210,9 @@ fn address((family, port): Port) -> SocketAddr {
     (ip, port).into()
 }
 
-fn listen(port: Port) -> io::Result<TcpListener> {
-    let socket = match port.0 {
-        IpFamily::V4 => TcpSocket::new_v4()?,
-        IpFamily::V6 => TcpSocket::new_v6()?,
-    };
-    // As every server: connections of an earlier one may be in TIME_WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address(port))?;
-    socket.listen(BACKLOG)
-}
-
-/// Each takes two descriptors: half of those that the process may have are left to the rest of it. It may have as many as
-/// whoever started it allows: the lower limit that a program begins with is for those that use select(2).
+/// Each takes two descriptors: half of those that the process may have are left to the rest of it.
 fn most_connections() -> usize {
-    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, hard)| {
-        let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-        raised.map_or(soft, |()| hard)
-    });
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     (descriptors / 4).clamp(1, MOST_CONNECTIONS) as usize
 }
 

@@ -101,7 +101,7 @@ fn apply(proxy: &mut LocalhostNodePorts, world: &mut World, objects: impl IntoIt
 /// A server that says its address, and what it read once the client has ended its half.
 async fn echo(ip: &str) -> JoinSet<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let listener = TcpListener::bind((ip, 8080)).await.unwrap();
+    let listener = tokio::net::TcpListener::bind((ip, 8080)).await.unwrap();
     let own = ip.to_owned();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {

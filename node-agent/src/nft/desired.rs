@@ -262,7 +262,10 @@ impl DesiredFrontend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use service_model::{Ingress, ObjectName};
+    use crate::nft::mirror::Mirror;
+    use crate::nft::plan::Planner;
+    use crate::nft::step::{Element, Step};
+    use service_model::{Change, Ingress, Object, ObjectName};
 
     #[test]
     fn nothing_is_served_in_a_family_without_a_cluster_ip() {
@@ -281,5 +284,40 @@ mod tests {
         let desired = DesiredService::of(&service, &World::default(), place);
         let frontends: Vec<String> = desired.frontends.keys().map(ToString::to_string).collect();
         assert_eq!(frontends, ["10.96.0.1:80/TCP", "192.0.2.1:80/TCP", "NodePort 30080/TCP (IPv4)"]);
+    }
+
+    /// Through the planner: what a Service asks for, who has the better title, and what is committed.
+    #[test]
+    fn an_external_ip_takes_no_cluster_ip() {
+        let service = |name: &str, cluster_ip: &str, external_ip: &str| {
+            let mut service = Service::new(ObjectName::new("ns", name));
+            service.ports =
+                vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }];
+            service.cluster_ips = vec![cluster_ip.parse().unwrap()];
+            service.external_ips = vec![external_ip.parse().unwrap()];
+            service
+        };
+        // The first names the address of the second, the second its own.
+        let services = [service("a", "10.96.0.1", "10.96.0.2"), service("z", "10.96.0.2", "10.96.0.2")];
+        let names = services.iter().map(|service| service.name.clone()).collect();
+        let mut world = World::default();
+        services.into_iter().for_each(|service| world.apply(Change::Apply(Object::Service(service))));
+        let of = |name: &ObjectName| {
+            DesiredService::of(world.service(name).unwrap(), &world, Place { node: "here", zone: None })
+        };
+        let plan = Planner::default().plan(&names, of, &Mirror::default());
+        let served: BTreeSet<String> = plan.now.iter().filter_map(label_of).collect();
+        let expected = ["10.96.0.1:80/TCP ns/a:http", "10.96.0.2:80/TCP ns/z:http"];
+        assert_eq!(served, expected.map(str::to_owned).into());
+        let z = of(&ObjectName::new("ns", "z"));
+        let groups = z.frontends.values().map(|frontend| frontend.groups.contains(Group::External));
+        assert_eq!(groups.collect::<Vec<_>>(), [false], "its own address stays a ClusterIP");
+    }
+
+    fn label_of(step: &Step) -> Option<String> {
+        match step {
+            Step::Add(Element::Served { frontend, label }) => Some(format!("{frontend} {label}")),
+            _ => None,
+        }
     }
 }
