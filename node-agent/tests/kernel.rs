@@ -128,7 +128,7 @@ fn the_hosts_nft_lists_our_rules() {
             "ct state new ip daddr . meta l4proto . th dport @reject-vips goto reject-no-endpoints",
             "ct state new ip daddr . meta l4proto . th dport @drop-vips goto drop-no-local-endpoints",
             "ct state new ip daddr @cluster-ips goto reject-undefined-port",
-            "counter packets 0 bytes 0\n\t\treject\n",
+            "counter packets 0 bytes 0\n\t\treject with tcp reset\n\t\treject\n",
             "counter packets 0 bytes 0\n\t\tdrop\n",
             "ip6 daddr . meta l4proto . th dport @service-vips goto services",
         ] {

@@ -77,6 +77,7 @@ pub(super) fn deed(action: Action) -> String {
                 .to_owned()
         }
         Action::Masquerade | Action::UnmarkAndMasquerade(_) => "is masqueraded".to_owned(),
+        Action::Reset => "is refused, with a reset".to_owned(),
         Action::Reject => "is refused".to_owned(),
         Action::Drop => "is dropped".to_owned(),
     }
@@ -92,6 +93,7 @@ pub(super) fn omission(action: Action) -> String {
         Action::Dnat { .. } => "takes none of these endpoints".to_owned(),
         Action::Keep { .. } => "is kept by no endpoint".to_owned(),
         Action::Masquerade | Action::UnmarkAndMasquerade(_) => "is not masqueraded by this rule".to_owned(),
+        Action::Reset => "is not refused with a reset".to_owned(),
         Action::Reject => "is not refused".to_owned(),
         Action::Drop => "is not dropped".to_owned(),
     }

@@ -334,6 +334,7 @@ fn expressions_of_action(of: IpFamily, action: Action, exprs: &mut Vec<Expr>) {
             exprs.extend([Expr::mark(Reg::R1), flip_bit, Expr::set_mark(Reg::R1)]);
             exprs.push(Expr::masquerade_fully_random());
         }
+        Action::Reset => exprs.push(Reject::TcpReset.into()),
         Action::Reject => exprs.push(Reject::port_unreachable(fam).into()),
         Action::Drop => exprs.push(nfnetlink::Verdict::Drop.into()),
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use service_model::Protocol;
 
-use super::ruleset::{Action, Rule};
+use super::ruleset::{Action, Match, Rule};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Denial {
@@ -53,7 +53,12 @@ impl Denial {
     }
 
     pub(super) fn rules(self) -> Vec<Rule> {
-        vec![Rule::always(Action::Count), Rule::always(self.action())]
+        let mut rules = vec![Rule::always(Action::Count)];
+        if self.is_refusal() && !matches!(self, Denial::OnLoopback(_)) {
+            rules.push(Rule { matches: vec![Match::Over(Protocol::Tcp)], action: Action::Reset });
+        }
+        rules.push(Rule::always(self.action()));
+        rules
     }
 }
 

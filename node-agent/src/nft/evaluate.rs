@@ -216,7 +216,7 @@ impl<'a> Walk<'a> {
                 Action::Mark(_) => at.marked = true,
                 Action::Count => {}
                 Action::Drop => return ways.push((End::Dropped, at)),
-                Action::Reject => return ways.push((End::Refused, at)),
+                Action::Reset | Action::Reject => return ways.push((End::Refused, at)),
                 Action::Masquerade | Action::UnmarkAndMasquerade(_) => {
                     return ways.push((End::Masqueraded, at));
                 }

@@ -138,6 +138,10 @@ pub enum Action {
     Masquerade,
     /// Clear the mark and masquerade.
     UnmarkAndMasquerade(MasqueradeMark),
+    /// A reset, of TCP. An ICMP error for it would be lost now and then: a kernel sends few of them a
+    /// second, and a client's one drops what arrives while its `connect` is still under way.
+    Reset,
+    /// Port unreachable.
     Reject,
     Drop,
 }

@@ -83,3 +83,27 @@ fn what_is_not_let_through_is_counted_by_its_reason() {
         }
     }
 }
+
+/// A client that is refused tries again, and so do its neighbours.
+#[test]
+fn tcp_connections_are_refused_however_many_there_are() {
+    let ground = Ground::new();
+    let [a, ..] = &ground.pods;
+    ground.node.run(|| {
+        // As a host is when it has started.
+        for (sysctl, value) in [("ipv4/icmp_ratelimit", "1000"), ("ipv6/icmp/ratelimit", "1000")] {
+            std::fs::write(format!("/proc/sys/net/{sysctl}"), value).unwrap();
+        }
+    });
+    let shop = Shop::default();
+    let _engine = program(&ground, &shop);
+    for vip in shop.cluster_ips() {
+        for client in [a, &ground.outside, &ground.node] {
+            for nth in 0..40 {
+                // Less than a SYN takes to be sent again.
+                let reply = ask_in_vain(client, Protocol::Tcp, to(vip, 80));
+                assert_eq!(reply, Reply::Refused, "try {nth} of {} to {vip}", client.name);
+            }
+        }
+    }
+}
