@@ -1,7 +1,8 @@
 //! Events: what an operator must know and would not look for in a log. Told to a task of their
 //! own, so that the API server never holds up a sync; where it cannot keep up, they are dropped.
 
-use kube_events::{Event, Severity, Writer};
+pub use kube_events::Event;
+use kube_events::{Severity, Writer};
 use service_model::Service;
 use tokio::sync::mpsc;
 

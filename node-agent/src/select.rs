@@ -178,7 +178,8 @@ mod tests {
     }
 
     /// `1@here ready`: the endpoint 10.0.0.1 on the node "here". Further words: `terminating`
-    /// (still serving), `dead`, `node=N`, `zone=Z`.
+    /// (still serving), `dead`, `published` (as a terminating pod is that fails its readiness probe, of a
+    /// Service with `publishNotReadyAddresses`), `node=N`, `zone=Z`.
     fn endpoint(text: &str) -> Endpoint {
         let mut words = text.split(' ');
         let (last, node) = words.next().unwrap().split_once('@').unwrap();
@@ -190,6 +191,7 @@ mod tests {
                 Some(("zone", zone)) => endpoint.hints.get_or_insert_default().zones.push(zone.into()),
                 _ if word == "terminating" => (endpoint.ready, endpoint.terminating) = (false, true),
                 _ if word == "dead" => (endpoint.ready, endpoint.serving) = (false, false),
+                _ if word == "published" => (endpoint.serving, endpoint.terminating) = (false, true),
                 _ => panic!("{word}"),
             }
         }
@@ -218,6 +220,8 @@ mod tests {
                 "",
                 true,
             ),
+            ("published ones are ready", &["1@here published", "2@there"], "1 2", "1", true),
+            ("before those that terminate", &["1@here published", "2@here terminating"], "1", "1", true),
             ("zone hints", &["1@here zone=zone-b", "2@there zone=zone-a"], "2", "1", true),
             ("one zone hint missing", &["1@here", "2@there zone=zone-a"], "1 2", "1", true),
             ("no hint for this zone", &["1@here zone=b", "2@there zone=c"], "1 2", "1", true),
@@ -246,6 +250,12 @@ mod tests {
                 "{what}"
             );
         }
+    }
+
+    #[test]
+    fn flows_to_what_is_published_while_it_is_not_ready_are_not_stale() {
+        let slices = [slice(["1@here published", "2@here dead", "3@here terminating"].map(endpoint).into())];
+        assert_eq!(lasts(&serving(slices.iter(), &port(), IpFamily::V4)), "1 3");
     }
 
     #[test]

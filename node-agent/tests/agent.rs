@@ -10,6 +10,7 @@ use daemon::Readiness;
 use nfnetlink::{Batch, Element, Event, Family, Field, Generation, Monitor, Set, Socket, Table, Value};
 use node_agent::agent::Agent;
 use node_agent::config::Config;
+use node_agent::events::{self, Events};
 use node_agent::health::{Health, Moment};
 use node_agent::local::DetectLocal;
 use node_agent::metrics::Metrics;
@@ -20,7 +21,7 @@ use service_model::{
 };
 use support::kernel::{in_namespace, ip, nft};
 use support::{Spec, config, name};
-use tokio::sync::mpsc::{Sender, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_util::sync::CancellationToken;
 
 const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
@@ -60,6 +61,16 @@ fn with_agent_of(
     min_sync_period: Duration,
     test: impl AsyncFnOnce(&Sender<Change>, &Health) + Send,
 ) {
+    with_agent_that_tells(config, sync_period, min_sync_period, async |tx, health, _| test(tx, health).await);
+}
+
+/// As [`with_agent_of`], with the Events that it tells.
+fn with_agent_that_tells(
+    config: Config,
+    sync_period: Duration,
+    min_sync_period: Duration,
+    test: impl AsyncFnOnce(&Sender<Change>, &Health, Receiver<events::Event>) + Send,
+) {
     in_namespace(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -67,10 +78,12 @@ fn with_agent_of(
             let health = Health::new(sync_period);
             let metrics = Metrics::register(&mut Registry::default());
             let token = readiness.task("first sync");
+            let (events, told) = Events::channel();
             let agent = Agent::new(config, min_sync_period, health.clone(), metrics, token).unwrap();
+            let agent = agent.telling(events);
             let ((tx, rx), cancel) = (channel(16), CancellationToken::new());
             let running = tokio::spawn(agent.run(rx, cancel.clone()));
-            test(&tx, &health).await;
+            test(&tx, &health, told).await;
             cancel.cancel();
             running.await.unwrap().unwrap();
         });
@@ -307,23 +320,57 @@ fn rules_that_cannot_be_put_right_make_the_node_unhealthy() {
     });
 }
 
+/// A Service with nothing but a ClusterIP.
+fn plain(last: u8, port_name: &str) -> Service {
+    let mut service = Service::new(name(last));
+    service.uid = format!("uid-{last}").into();
+    service.cluster_ips = vec![[10, 96, 0, last].into()];
+    service.ports =
+        vec![ServicePort { name: port_name.into(), protocol: Protocol::Tcp, port: 80, node_port: None }];
+    service
+}
+
+/// The next Event within [`PATIENCE`]: its reason, the UID of the object it is about, its text.
+async fn next(told: &mut Receiver<events::Event>) -> (String, String, String) {
+    let event = tokio::time::timeout(PATIENCE, told.recv()).await.expect("an Event is told").unwrap();
+    (event.reason, event.regarding.uid.unwrap_or_default(), event.message)
+}
+
 #[test]
-fn a_health_check_port_that_was_taken_is_bound_once_it_is_free() {
-    with_agent(async |tx, _| {
+fn a_health_check_port_that_is_taken_is_told_of_and_bound_once_it_is_free() {
+    with_agent_that_tells(config(), Duration::from_secs(30), Duration::ZERO, async |tx, _, mut told| {
         let listener = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 32_000));
         let taken = listener().unwrap();
         list(tx, &spec(&[1])).await;
-        let mut service = Service::new(name(9));
+        let mut service = plain(9, "");
         service.service_type = ServiceType::LoadBalancer;
         service.external_traffic_policy = TrafficPolicy::Local;
         service.health_check_node_port = Some(32_000);
-        service.cluster_ips = vec![[10, 96, 0, 9].into()];
-        service.ports =
-            vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }];
         send(tx, [Change::Apply(Object::Service(service))]).await;
         until("programmed", PATIENCE, || listed("10.96.0.9 . tcp . 80")).await;
+        let (reason, uid, text) = next(&mut told).await;
+        assert_eq!((reason.as_str(), uid.as_str()), ("FailedToStartServiceHealthcheck", "uid-9"));
+        assert!(text.contains("node here") && text.contains("on port 32000"), "{text}");
         drop(taken);
         until("bound", PATIENCE, || listener().is_err()).await;
+    });
+}
+
+/// What the API server would never let in stands for what a kernel may refuse.
+#[test]
+fn whoever_reads_events_learns_of_a_service_that_the_kernel_refuses() {
+    with_agent_that_tells(config(), Duration::from_secs(30), Duration::ZERO, async |tx, _, mut told| {
+        list(tx, &spec(&[1])).await;
+        until("programmed", PATIENCE, || listed("10.244.1.1 . 8080")).await;
+        send(tx, [plain(8, "a\0b"), plain(9, "ab")].map(|s| Change::Apply(Object::Service(s)))).await;
+        until("the other is served", PATIENCE, || listed("10.96.0.9 . tcp . 80")).await;
+        let (reason, uid, text) = next(&mut told).await;
+        assert_eq!((reason.as_str(), uid.as_str()), ("ServiceRefusedByKernel", "uid-8"));
+        assert!(
+            ["node here", "contains a NUL byte", "node-agent preflight"].iter().all(|w| text.contains(w)),
+            "{text}"
+        );
+        assert!(told.try_recv().is_err(), "nothing is told of what is served");
     });
 }
 
