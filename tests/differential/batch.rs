@@ -17,6 +17,7 @@ use service_model::Protocol;
 use crate::cases::Case;
 use crate::features::{Feature, Settings};
 use crate::flows::{self, Flow};
+use crate::foretold::{self, Evaluator};
 use crate::lab_of_two::LabOfTwo;
 use crate::meant;
 use crate::probe::{self, Call};
@@ -25,6 +26,9 @@ use crate::verdict::{Outcome, Verdict};
 
 /// Flows that each source asks about at the same time.
 const AT_ONCE: usize = 48;
+
+/// The same, where most of the time is spent on waiting for what has been slow.
+const SLOW_AT_ONCE: usize = 400;
 
 /// The kernel answers in well under a millisecond. What was only slow is asked again.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -58,6 +62,8 @@ pub(crate) struct Judged {
     fates: BTreeMap<&'static str, usize>,
     meant: BTreeSet<&'static str>,
     differences: Vec<Difference>,
+    /// Where node-agent's evaluator and the kernel do not agree; a sentence each.
+    not_foretold: Vec<String>,
     /// Until the programs had caught up, and then until everything was asked once.
     times: [Duration; 2],
 }
@@ -85,6 +91,7 @@ impl LabOfTwo {
         let same = |flow: &Flow, verdicts: [&Verdict; 2]| {
             meant::same(&cases[flow.case], &services[flow.case], flow, verdicts)
         };
+        judged.not_foretold = self.not_foretold(&services, &asked, again).await?;
         for _ in 0..ROUNDS {
             asked.retain(|asked| !same(&asked.flow, asked.verdicts.each_ref()));
             let before: Vec<_> = asked.iter().map(|asked| asked.verdicts.clone()).collect();
@@ -104,6 +111,41 @@ impl LabOfTwo {
             }
         }
         Ok(judged)
+    }
+
+    /// What `node-agent explain` would be wrong about.
+    async fn not_foretold(
+        &self,
+        services: &[Service],
+        asked: &[Asked],
+        again: Duration,
+    ) -> Result<Vec<String>> {
+        let twin = &self.node_agent;
+        let evaluator = Evaluator::of(twin)?;
+        let wrong = |flow: &Flow, verdict: &Verdict| {
+            let (foretold, met) = (evaluator.verdict(twin, flow), evaluator.met(flow, verdict));
+            let holds = foretold::holds(&services[flow.case], &foretold, &met);
+            (!holds).then(|| format!("{flow}: {foretold:?} was foretold, and it met {verdict}"))
+        };
+        let mut asked: Vec<Asked> = asked
+            .iter()
+            // What is sent to loopback is taken by a socket of node-agent's, which no rule tells of.
+            .filter(|asked| !asked.flow.destination.ip().is_loopback())
+            .filter(|asked| wrong(&asked.flow, &asked.verdicts[1]).is_some())
+            .map(|asked| Asked {
+                flow: asked.flow,
+                verdicts: [evaluator.sought(twin, &asked.flow), asked.verdicts[1].clone()],
+            })
+            .collect();
+        // Most were only unlucky, or met with silence first.
+        for patience in [BRISK, again] {
+            asked.retain(|asked| wrong(&asked.flow, &asked.verdicts[1]).is_some());
+            let verdicts = ask_twin(twin, 1, &asked, patience).await?;
+            for (asked, verdict) in asked.iter_mut().zip(verdicts) {
+                asked.verdicts[1] = verdict;
+            }
+        }
+        Ok(asked.iter().filter_map(|asked| wrong(&asked.flow, &asked.verdicts[1])).collect())
     }
 
     fn flows(&self, services: &[Service], settings: &Settings) -> Result<Vec<Flow>> {
@@ -168,17 +210,19 @@ impl Asked {
 
 /// The verdicts of one twin, in order. All sources ask at the same time.
 async fn ask_twin(twin: &Twin, which: usize, asked: &[Asked], patience: Duration) -> Result<Vec<Verdict>> {
+    let at_once = if patience > PATIENCE { SLOW_AT_ONCE } else { AT_ONCE };
     let tasks = Source::ALL.map(|source| {
         let of_source = asked.iter().enumerate().filter(|(_, asked)| asked.flow.source == source);
         let calls: Vec<(usize, Call, [Verdict; 2])> = of_source
             .map(|(nth, asked)| {
-                (nth, asked.flow.call(), [which, 1 - which].map(|twin| asked.verdicts[twin].certain()))
+                let elsewhere = asked.verdicts[1 - which].clone();
+                (nth, asked.flow.call(), [asked.verdicts[which].certain(), elsewhere])
             })
             .collect();
         let verdicts = stream::iter(calls).map(move |(nth, call, [before, elsewhere])| async move {
             (nth, probe::verdict(call, patience, before, &elsewhere).await)
         });
-        twin.handle(source).spawn(verdicts.buffer_unordered(AT_ONCE).collect::<Vec<_>>())
+        twin.handle(source).spawn(verdicts.buffer_unordered(at_once).collect::<Vec<_>>())
     });
     let mut verdicts = vec![Verdict::default(); asked.len()];
     for task in tasks {
@@ -190,6 +234,11 @@ async fn ask_twin(twin: &Twin, which: usize, asked: &[Asked], patience: Duration
 }
 
 impl Judged {
+    /// Where node-agent's evaluator and the kernel do not agree.
+    pub(crate) fn not_foretold(&self) -> &[String] {
+        &self.not_foretold
+    }
+
     /// The cases that the twins do not agree on.
     pub(crate) fn different_cases(&self) -> BTreeSet<usize> {
         self.differences.iter().map(|difference| difference.flow.case).collect()
@@ -213,7 +262,12 @@ impl fmt::Display for Judged {
             write!(f, "{}{count} {kind}", if nth == 0 { "" } else { ", " })?;
         }
         let [loaded, asked] = self.times.map(|time| time.as_secs_f32());
-        write!(f, "), {} differ; loaded in {loaded:.1} s, asked in {asked:.1} s", self.differences.len())?;
+        write!(
+            f,
+            "), {} differ, {} not foretold; loaded in {loaded:.1} s, asked in {asked:.1} s",
+            self.differences.len(),
+            self.not_foretold.len()
+        )?;
         self.meant.iter().try_for_each(|heading| write!(f, "; meant: {heading}"))
     }
 }

@@ -14,6 +14,7 @@ use serde::de::Deserialize;
 use serde_json::Value;
 
 use crate::features::{self, Feature};
+use crate::legacy;
 use crate::twin::{self, Source};
 
 /// On objects of a fixture that say what the Service was before.
@@ -52,11 +53,11 @@ impl Case {
     /// Whether it is an endpoint here that its slice puts on another node, or on none.
     pub(crate) fn misplaces(&self, source: Source) -> bool {
         let Source::Pod(number) = source else { return false };
-        let own = twin::endpoint(number - 1).map(|ip| ip.to_string());
+        let own = twin::endpoint(number - 1);
         let mut endpoints = self.now.slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
         endpoints.any(|endpoint| {
             endpoint.node_name.as_deref() != Some(twin::NODE)
-                && endpoint.addresses.iter().any(|ip| own.contains(ip))
+                && endpoint.addresses.iter().any(|ip| legacy::parse(ip).is_ok_and(|ip| own.contains(&ip)))
         })
     }
 
@@ -127,7 +128,7 @@ impl State {
         let ingress = status.load_balancer.get_or_insert_default().ingress.iter_mut().flatten();
         let external = spec.external_ips.iter_mut().flatten();
         for text in external.chain(ingress.filter_map(|ingress| ingress.ip.as_mut())) {
-            *text = external_address(*address, text.contains(':')).to_string();
+            *text = legacy::spelt_like(text, external_address(*address, text.contains(':')));
             *address += 1;
         }
     }
@@ -172,11 +173,17 @@ pub(crate) fn fixtures(features: &BTreeSet<Feature>) -> Result<Vec<Case>> {
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     paths.sort();
     ensure!(!paths.is_empty(), "no fixture in {}", folder.display());
-    let read = |path: &Path| -> Result<_> { Case::from_yaml(&fs::read_to_string(path)?) };
     let mut cases = Vec::new();
     for path in paths {
-        let (case, needs) = read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let (case, needs) = fixture(&path)?;
         cases.extend(needs.iter().all(|need| features.contains(need)).then_some(case));
     }
     Ok(cases)
+}
+
+/// # Errors
+/// With the file that cannot be read.
+pub(crate) fn fixture(path: &Path) -> Result<(Case, Vec<Feature>)> {
+    let read = || Case::from_yaml(&fs::read_to_string(path)?);
+    read().with_context(|| format!("reading {}", path.display()))
 }

@@ -45,33 +45,36 @@ pub(crate) enum Feature {
     /// Headless, no NodePorts for a load balancer, `publishNotReadyAddresses`, external IPs of a
     /// family that the Service has not.
     Oddities,
+    /// Addresses with leading zeros.
+    LegacyAddresses,
     /// The Service had other endpoints, policies or ports before.
     Changes,
 }
 
-/// The name in the environment, the feature, and whether node-agent has it today.
-const FEATURES: &[(&str, Feature, bool)] = &[
-    ("udp", Feature::Udp, true),
-    ("ipv6", Feature::Ipv6, true),
-    ("node-ports", Feature::NodePorts, true),
-    ("load-balancers", Feature::LoadBalancers, true),
-    ("external-ips", Feature::ExternalIps, true),
-    ("many-slices", Feature::ManySlices, true),
-    ("readiness", Feature::Readiness, true),
-    ("terminating", Feature::Terminating, true),
-    ("ghosts", Feature::Ghosts, true),
-    ("external-local", Feature::ExternalLocal, true),
-    ("internal-local", Feature::InternalLocal, true),
-    ("node-names", Feature::NodeNames, true),
-    ("topology", Feature::Topology, true),
-    ("source-ranges", Feature::SourceRanges, true),
-    ("ip-modes", Feature::IpModes, true),
-    ("affinity", Feature::Affinity, true),
-    ("labels", Feature::Labels, true),
-    ("undefined-ports", Feature::UndefinedPorts, true),
-    ("unallocated-addresses", Feature::UnallocatedAddresses, true),
-    ("oddities", Feature::Oddities, true),
-    ("changes", Feature::Changes, true),
+/// The name in a fixture, and the feature.
+const FEATURES: &[(&str, Feature)] = &[
+    ("udp", Feature::Udp),
+    ("ipv6", Feature::Ipv6),
+    ("node-ports", Feature::NodePorts),
+    ("load-balancers", Feature::LoadBalancers),
+    ("external-ips", Feature::ExternalIps),
+    ("many-slices", Feature::ManySlices),
+    ("readiness", Feature::Readiness),
+    ("terminating", Feature::Terminating),
+    ("ghosts", Feature::Ghosts),
+    ("external-local", Feature::ExternalLocal),
+    ("internal-local", Feature::InternalLocal),
+    ("node-names", Feature::NodeNames),
+    ("topology", Feature::Topology),
+    ("source-ranges", Feature::SourceRanges),
+    ("ip-modes", Feature::IpModes),
+    ("affinity", Feature::Affinity),
+    ("labels", Feature::Labels),
+    ("undefined-ports", Feature::UndefinedPorts),
+    ("unallocated-addresses", Feature::UnallocatedAddresses),
+    ("oddities", Feature::Oddities),
+    ("legacy-addresses", Feature::LegacyAddresses),
+    ("changes", Feature::Changes),
 ];
 
 /// What the run was asked for.
@@ -79,7 +82,6 @@ const FEATURES: &[(&str, Feature, bool)] = &[
 /// | variable | meaning | else |
 /// |---|---|---|
 /// | `FAIRLEAD_DIFFERENTIAL_CASES` | how many generated cases | 500 |
-/// | `FAIRLEAD_DIFFERENTIAL_FEATURES` | `all`, or names to add to today's: `affinity,topology` | today's |
 /// | `FAIRLEAD_DIFFERENTIAL_SEED` | repeats a run | the time |
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -96,11 +98,16 @@ impl Settings {
             env::var(name).ok().map(|text| text.parse().with_context(|| format!("{name}={text}"))).transpose()
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-        Ok(Self {
-            cases: number("FAIRLEAD_DIFFERENTIAL_CASES")?.map_or(Ok(500), usize::try_from)?,
-            features: features(&env::var("FAIRLEAD_DIFFERENTIAL_FEATURES").unwrap_or_default())?,
-            seed: number("FAIRLEAD_DIFFERENTIAL_SEED")?.unwrap_or(now),
-        })
+        let mut settings = Self::seeded(number("FAIRLEAD_DIFFERENTIAL_SEED")?.unwrap_or(now));
+        if let Some(cases) = number("FAIRLEAD_DIFFERENTIAL_CASES")? {
+            settings.cases = usize::try_from(cases)?;
+        }
+        Ok(settings)
+    }
+
+    /// Every feature.
+    pub(crate) fn seeded(seed: u64) -> Self {
+        Self { cases: 500, features: FEATURES.iter().map(|(_, feature)| *feature).collect(), seed }
     }
 
     #[must_use]
@@ -114,21 +121,12 @@ impl Settings {
     }
 }
 
-fn features(wanted: &str) -> Result<BTreeSet<Feature>> {
-    let mut chosen: BTreeSet<Feature> =
-        FEATURES.iter().filter(|(_, _, today)| *today || wanted == "all").map(|(_, f, _)| *f).collect();
-    for name in wanted.split(',').filter(|name| !["", "all"].contains(name)) {
-        chosen.insert(named(name)?);
-    }
-    Ok(chosen)
-}
-
 /// # Errors
 /// With the names there are, when this is none.
 pub(crate) fn named(name: &str) -> Result<Feature> {
-    let names = || FEATURES.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ");
-    let found = FEATURES.iter().find(|(known, ..)| *known == name);
-    found.map(|(_, feature, _)| *feature).with_context(|| format!("no feature {name:?}: {}", names()))
+    let names = || FEATURES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let found = FEATURES.iter().find(|(known, _)| *known == name);
+    found.map(|(_, feature)| *feature).with_context(|| format!("no feature {name:?}: {}", names()))
 }
 
 impl fmt::Display for Settings {

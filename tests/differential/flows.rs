@@ -9,6 +9,7 @@ use kube::ResourceExt;
 use service_model::Protocol;
 
 use crate::features::{Feature, Settings};
+use crate::legacy;
 use crate::probe::Call;
 use crate::twin::{self, Source};
 
@@ -138,7 +139,7 @@ pub(crate) fn protocol(port: &ServicePort) -> Result<Protocol> {
 }
 
 fn parsed<'a>(texts: impl Iterator<Item = &'a String>) -> Result<Vec<IpAddr>> {
-    texts.map(|text| text.parse().with_context(|| format!("reading the address {text}"))).collect()
+    texts.map(|text| legacy::parse(text)).collect()
 }
 
 impl fmt::Display for Flow {

@@ -36,6 +36,9 @@ pub(crate) struct LabOfTwo {
     ground: Ground,
 }
 
+/// As clusters are that were created before addresses were looked at closely.
+const LENIENT: &str = "--feature-gates=StrictIPCIDRValidation=false";
+
 impl LabOfTwo {
     /// # Errors
     /// When something is missing on this machine, or does not come up; with what it said.
@@ -44,7 +47,7 @@ impl LabOfTwo {
         let spawner = Spawner::new(ground.id())?;
         let switch = Switch::create(ground.id())?;
         let host = switch.attach("control-plane", network::CONTROL_PLANE)?;
-        let control_plane = ControlPlane::start(host, &ground, &spawner).await?;
+        let control_plane = ControlPlane::start_with(host, &ground, &spawner, &[LENIENT]).await?;
         // Nobody but this test makes Services and endpoints.
         control_plane.scheduler.stop().await?;
         control_plane.controller_manager.stop().await?;
@@ -81,9 +84,9 @@ impl LabOfTwo {
         [&self.kube_proxy, &self.node_agent]
     }
 
-    /// A file that stays beside the programs' logs when the lab is gone.
-    pub(crate) fn file_to_keep(&self, name: &str) -> PathBuf {
-        self.ground.path().join("logs").join(name)
+    /// The folder that stays when the lab is gone.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.ground.path().join("logs")
     }
 }
 

@@ -8,8 +8,10 @@ mod endpoints;
 mod features;
 mod findings;
 mod flows;
+mod foretold;
 mod generate;
 mod lab_of_two;
+mod legacy;
 mod meant;
 mod probe;
 mod setups;
@@ -61,6 +63,7 @@ async fn compare(setup: Setup) -> Result<()> {
     let fixtures = cases::fixtures(&settings.features)?;
     let judged = lab.judge(&fixtures, &settings, batch::PATIENT).await?;
     println!("{} fixtures: {judged}", fixtures.len());
+    let mut not_foretold = judged.not_foretold().to_vec();
     for case in judged.different_cases() {
         failures += 1;
         println!("{}", findings::describe(&fixtures[case], &judged.of_case(case)));
@@ -74,18 +77,30 @@ async fn compare(setup: Setup) -> Result<()> {
         let cases: Vec<Case> = trees.iter().map(|tree| generator.case(tree)).collect();
         let judged = lab.judge(&cases, &settings, batch::PATIENT).await?;
         println!("{} cases: {judged}, {:.1} s so far", cases.len(), started.elapsed().as_secs_f32());
+        not_foretold.extend_from_slice(judged.not_foretold());
         for case in judged.different_cases() {
             failures += 1;
             let whole = (cases[case].clone(), judged.of_case(case));
             let (case, differences) = match failures {
                 ..=shrink::MOST => {
-                    shrink::shrink(&lab, &settings, &generator, &mut trees[case], whole).await?
+                    let alone = async |case: &Case| {
+                        let judged = lab.judge(std::slice::from_ref(case), &settings, batch::BRISK).await?;
+                        Ok(judged.of_case(0))
+                    };
+                    shrink::shrink(alone, &generator, &mut trees[case], whole).await?
                 }
                 _ => whole,
             };
-            println!("{}", findings::keep(&lab, failures, &case, &differences)?);
+            println!("{}", findings::keep(&lab.logs(), failures, &case, &differences)?);
         }
     }
     ensure!(failures == 0, "{failures} cases differ; {settings}");
+    let wrong = not_foretold.len();
+    not_foretold.truncate(20);
+    ensure!(
+        wrong == 0,
+        "the evaluator is wrong about {wrong} flows; {settings}\n{}",
+        not_foretold.join("\n")
+    );
     Ok(())
 }

@@ -23,6 +23,9 @@ const QUIET: usize = 3;
 /// tries once in e³² times.
 const BEYOND_DOUBT: usize = 32;
 
+/// Silent tries after which what else was seen elsewhere is not waited for: each takes all the patience.
+const SILENCES: usize = 8;
+
 /// Where a try goes, and from which address of the namespace it runs in.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
@@ -36,19 +39,22 @@ pub(crate) struct Call {
 pub(crate) async fn verdict(call: Call, patience: Duration, before: Verdict, elsewhere: &Verdict) -> Verdict {
     let Verdict(mut seen) = before;
     let mut quiet = 0;
+    let mut silences = 0;
     loop {
-        if seen.insert(call.once(patience).await) {
+        let outcome = call.once(patience).await;
+        silences += usize::from(outcome == Outcome::Silent);
+        if seen.insert(outcome) {
             quiet = 0;
         } else {
             quiet += 1;
         }
         let known = seen.union(&elsewhere.0).count();
         let enough = match () {
-            () if elsewhere.0.is_subset(&seen) => quiet >= QUIET * seen.len(),
-            () => quiet >= BEYOND_DOUBT * known,
+            // Silence costs time and has one cause.
+            () if elsewhere.0.is_subset(&seen) => quiet >= QUIET * seen.len() || silences > 0,
+            () => quiet >= BEYOND_DOUBT * known || silences == SILENCES,
         };
-        // Silence costs time and has one cause.
-        if enough || seen.contains(&Outcome::Silent) {
+        if enough {
             return Verdict(seen);
         }
     }

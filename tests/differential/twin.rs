@@ -165,6 +165,17 @@ pub(crate) fn own_address(source: Source, to: IpAddr) -> Option<IpAddr> {
     Some(if to.is_ipv4() { v4 } else { v6 })
 }
 
+/// The address that the node sees a source speak from.
+pub(crate) fn address_of(twin: &Twin, source: Source, to: IpAddr) -> IpAddr {
+    let [v4, v6] = match source {
+        Source::Pod(number) => endpoint(number - 1),
+        Source::PodElsewhere => [ASKING_PODS.v4(2).into(), ASKING_PODS.v6(2).into()],
+        Source::Node => twin.node.addresses(),
+        Source::Outside => [network::v4(network::CLIENT).into(), network::v6(network::CLIENT).into()],
+    };
+    if to.is_ipv4() { v4 } else { v6 }
+}
+
 impl Station {
     fn new(netns: Arc<Netns>) -> Result<Self> {
         Ok(Self { runtime: Some(netns.runtime()?), _netns: netns })

@@ -57,7 +57,7 @@ impl fmt::Display for Outcome {
             Self::Refused => f.write_str("refused"),
             Self::Silent => f.write_str("silent"),
             Self::Unserved => f.write_str("unserved"),
-            Self::Broken(what) => write!(f, "broken: {what}"),
+            Self::Broken(what) => write!(f, "broken: {}", what.escape_debug()),
         }
     }
 }

@@ -13,6 +13,7 @@ use super::sketch::{
 use crate::cases::{Case, State};
 use crate::endpoints::PORTS;
 use crate::flows::OTHER_PROXY;
+use crate::legacy;
 use crate::twin::{self, ELSEWHERE, LOCAL, NODE};
 use crate::zone::ZONE;
 
@@ -20,14 +21,16 @@ const FIRST_PORT: usize = 80;
 
 pub(crate) fn case(sketch: &Sketch) -> Case {
     let ports = numbered(&sketch.ports);
-    let state = |ports: &[NumberedPort], endpoints, policies| State {
-        service: service(sketch, ports, policies),
-        slices: sketch
-            .families
-            .each()
-            .into_iter()
-            .flat_map(|family| slices(sketch, family, endpoints))
-            .collect(),
+    let state = |ports: &[NumberedPort], endpoints, policies| {
+        let families = sketch.families.each().into_iter();
+        let mut state = State {
+            service: service(sketch, ports, policies),
+            slices: families.flat_map(|family| slices(sketch, family, endpoints)).collect(),
+        };
+        if sketch.legacy {
+            legacy::spell(&mut state);
+        }
+        state
     };
     let before = sketch.before.as_ref().map(|before| {
         let fewer = if before.lacks_port && ports.len() > 1 { 1 } else { 0 };

@@ -28,6 +28,7 @@ pub(crate) struct Sketch {
     pub affinity: bool,
     pub label: Label,
     pub odd: bool,
+    pub legacy: bool,
     pub before: Option<Before>,
 }
 
@@ -176,11 +177,15 @@ pub(crate) fn sketches(settings: &Settings) -> impl Strategy<Value = Sketch> + u
         settings.maybe(Feature::SourceRanges, subsequence(RANGES, 0..=3), Vec::new()),
         settings.maybe(Feature::Affinity, prop::bool::weighted(0.4), false),
         settings.maybe(Feature::Labels, labels(), Label::None),
-        settings.maybe(Feature::Oddities, prop::bool::weighted(0.2), false),
+        (
+            settings.maybe(Feature::Oddities, prop::bool::weighted(0.2), false),
+            settings.maybe(Feature::LegacyAddresses, prop::bool::weighted(0.1), false),
+        ),
         settings.maybe(Feature::Changes, option::weighted(0.4, before(settings)), None),
     );
     (shape, rest).prop_map(|((kind, families, ports, slices), rest)| {
-        let (endpoints, policies, external_ips, ingress, source_ranges, affinity, label, odd, before) = rest;
+        let (endpoints, policies, external_ips, ingress, source_ranges, affinity, label, odds, before) = rest;
+        let (odd, legacy) = odds;
         Sketch {
             kind,
             families,
@@ -194,6 +199,7 @@ pub(crate) fn sketches(settings: &Settings) -> impl Strategy<Value = Sketch> + u
             affinity,
             label,
             odd,
+            legacy,
             before,
         }
     })
