@@ -21,7 +21,7 @@ use crate::conntrack::{Reconciler, sysctls};
 use crate::events::{self, Events};
 use crate::health::Health;
 use crate::kube_proxy::{file, watch::Watched};
-use crate::leftovers::{self, Report, take_over::take_over};
+use crate::leftovers::{self, Connections, Report, take_over::take_over};
 use crate::metrics::{self, Metrics};
 use crate::nft::kernel;
 use crate::settings::Settings;
@@ -147,7 +147,7 @@ async fn serve(settings: Settings, file: Option<Watched>, args: &RunArgs) -> any
 fn clean_up(kube_proxys_too: bool) -> anyhow::Result<()> {
     kernel::cleanup().context("removing our tables needs CAP_NET_ADMIN")?;
     if kube_proxys_too {
-        let report = leftovers::remove()?;
+        let report = leftovers::remove(Connections::End)?;
         let none = "nothing of kube-proxy's is here".to_owned();
         println!("{}", if report == Report::default() { none } else { report.to_string() });
         anyhow::ensure!(report.left.is_empty(), "not all of kube-proxy's could be removed");

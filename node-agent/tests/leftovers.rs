@@ -9,7 +9,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use kernel::{in_namespace, nft, ruleset};
-use node_agent::leftovers::{Report, remove};
+use nfnetlink::ipvs::delete_link;
+use node_agent::leftovers::{Connections, Report, remove};
 
 /// As kube-proxy 1.37.2 writes them in iptables mode, for one Service with one endpoint.
 const KUBE_PROXYS: &str = r#"*mangle
@@ -96,10 +97,10 @@ fn what_kube_proxy_left_in_iptables_goes_and_what_others_own_stays() {
             let before = programs.map(saved);
             programs.iter().for_each(|program| restore(program, KUBE_PROXYS));
             assert!(saved(programs[0]).contains("KUBE-SEP-"));
-            let report = remove().unwrap();
+            let report = remove(Connections::Keep).unwrap();
             assert_eq!(programs.map(saved), before);
             assert_eq!((report.removed.len(), &report.left), (6, &Vec::new()), "{report}");
-            assert_eq!(remove().unwrap(), Report::default(), "nothing is left to do");
+            assert_eq!(remove(Connections::Keep).unwrap(), Report::default(), "nothing is left to do");
         });
     }
 }
@@ -109,7 +110,7 @@ fn a_chain_that_a_plugin_still_jumps_to_stays_until_it_does_not() {
     in_namespace(|| {
         restore("iptables-nft", KUBE_PROXYS);
         restore("iptables-nft", "*nat\n:CNI-DN - [0:0]\n-A CNI-DN -j KUBE-MARK-MASQ\nCOMMIT\n");
-        remove().unwrap();
+        remove(Connections::Keep).unwrap();
         let left = saved("iptables-nft");
         assert!(left.contains("-A CNI-DN -j KUBE-MARK-MASQ\n"), "{left}");
         assert!(left.contains("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n"), "{left}");
@@ -124,9 +125,75 @@ fn kube_proxys_tables_go_and_others_stay() {
         let before = ruleset();
         nft(&["table ip kube-proxy {\n chain a {\n jump b\n }\n chain b {\n drop\n }\n }"]);
         nft(&["table ip6 kube-proxy {\n set s {\n type ipv6_addr\n }\n }"]);
-        let report = remove().unwrap();
+        let report = remove(Connections::Keep).unwrap();
         assert_eq!(ruleset(), before);
         assert_eq!(report.removed, ["the table ip kube-proxy", "the table ip6 kube-proxy"]);
-        assert_eq!(remove().unwrap(), Report::default());
+        assert_eq!(remove(Connections::Keep).unwrap(), Report::default());
+    });
+}
+
+fn tool(program: &str, arguments: &str) -> String {
+    let output =
+        Command::new(program).args(arguments.split_whitespace()).output().expect("scripts/setup installs it");
+    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// As kube-proxy 1.37.2 makes them in ipvs mode, as far as chains and sets go.
+const OF_IPVS_MODE: &str = r#"*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j KUBE-MARK-MASQ
+-A KUBE-POSTROUTING -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE
+COMMIT
+"#;
+
+#[test]
+fn the_sets_of_ipvs_mode_go_after_their_chains_and_others_stay() {
+    in_namespace(|| {
+        for set in [
+            "KUBE-CLUSTER-IP hash:ip,port family inet",
+            "KUBE-LOOP-BACK hash:ip,port,ip family inet",
+            "KUBE-NODE-PORT-TCP bitmap:port range 0-65535",
+            "KUBE-6-LOAD-BALANCER-SOURCE-CID hash:ip,port,net family inet6",
+            // A network policy controller's.
+            "KUBE-SRC-XYZ hash:ip family inet",
+        ] {
+            tool("ipset", &format!("create {set}"));
+        }
+        restore("iptables-nft", OF_IPVS_MODE);
+        // One that a rule of somebody else needs.
+        tool("ipset", "create KUBE-IPVS-IPS hash:ip");
+        restore("iptables-nft", "*filter\n-A INPUT -m set --match-set KUBE-IPVS-IPS dst -j ACCEPT\nCOMMIT\n");
+        let report = remove(Connections::Keep).unwrap();
+        assert_eq!(tool("ipset", "list -n"), "KUBE-SRC-XYZ\nKUBE-IPVS-IPS\n");
+        assert!(report.removed.contains(&"4 ipsets".to_owned()), "{report}");
+        assert!(
+            report.left.len() == 1
+                && report.left[0].contains("the ipset KUBE-IPVS-IPS: Device or resource busy"),
+            "{report}"
+        );
+    });
+}
+
+/// This kernel may have no dummy interfaces; one of another kind is not kube-proxy's.
+#[test]
+fn an_interface_goes_by_its_name_and_kind() {
+    in_namespace(|| {
+        tool("ip", "link add kube-ipvs0 type bridge");
+        let named = remove(Connections::Keep).unwrap();
+        assert!(
+            named.left.len() == 1 && named.left[0].contains("node-agent cleanup --kube-proxy"),
+            "{named}"
+        );
+        let report = remove(Connections::End).unwrap();
+        assert!(report.left.len() == 1 && report.left[0].contains("should be of the kind dummy"), "{report}");
+        tool("ip", "link show kube-ipvs0");
+        assert!(delete_link("kube-ipvs0", "bridge").unwrap());
+        assert!(!delete_link("kube-ipvs0", "bridge").unwrap());
+        assert_eq!(remove(Connections::End).unwrap(), Report::default());
     });
 }

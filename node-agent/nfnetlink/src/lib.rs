@@ -1,5 +1,6 @@
 //! nf_tables over netlink: batches out, dumps and notifications in, without the `nft`
-//! program; and what conntrack needs of the same ([`conntrack`]).
+//! program; what conntrack needs of the same ([`conntrack`]); and an end to what proxies over IPVS
+//! leave ([`ipvs`]).
 //!
 //! ```text
 //! Batch ──commit──▶ Socket ──▶ kernel      all changes or none; errors name the change
@@ -38,6 +39,7 @@ pub mod expr;
 mod field;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod ipvs;
 mod monitor;
 mod rule;
 mod set;

@@ -70,7 +70,7 @@ pub struct Monitor {
 impl Monitor {
     /// Opens a socket and joins the group.
     pub fn open() -> Result<Self> {
-        let fd = open(libc::SOCK_NONBLOCK)?;
+        let fd = open(libc::NETLINK_NETFILTER, libc::SOCK_NONBLOCK)?;
         force_buffer(&fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
         let monitor = Self { fd, datagram: vec![0; DATAGRAM] };
         monitor.join()?;

@@ -39,7 +39,7 @@ impl Socket {
     /// Opens a socket in the calling thread's network namespace. Needs CAP_NET_ADMIN
     /// there for anything but reading.
     pub fn open() -> Result<Self> {
-        let fd = open(0)?;
+        let fd = open(libc::NETLINK_NETFILTER, 0)?;
         set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1)?;
         set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1)?;
         let mut socket =
@@ -165,12 +165,10 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// Opens an AF_NETLINK socket for netfilter; `flags` besides SOCK_CLOEXEC.
-pub(crate) fn open(flags: libc::c_int) -> Result<OwnedFd> {
+/// Opens an AF_NETLINK socket of the protocol (`NETLINK_*`); `flags` besides SOCK_CLOEXEC.
+pub(crate) fn open(protocol: libc::c_int, flags: libc::c_int) -> Result<OwnedFd> {
     // SAFETY: socket(2) takes no pointers.
-    let fd = unsafe {
-        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | flags, libc::NETLINK_NETFILTER)
-    };
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | flags, protocol) };
     if fd < 0 {
         return Err(Error::last_os("socket"));
     }

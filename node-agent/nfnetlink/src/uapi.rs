@@ -1,6 +1,7 @@
 //! Constants of the kernel's netlink ABI, named as in `linux/netlink.h`,
-//! `linux/netfilter/nfnetlink.h`, `linux/netfilter/nf_tables.h` and
-//! `linux/netfilter/nfnetlink_conntrack.h`.
+//! `linux/netfilter/nfnetlink.h`, `linux/netfilter/nf_tables.h`,
+//! `linux/netfilter/nfnetlink_conntrack.h`, `linux/netfilter/ipset/ip_set.h`, `linux/rtnetlink.h`,
+//! `linux/if_link.h`, `linux/genetlink.h` and `linux/ip_vs.h`.
 
 pub(crate) const NLMSG_ERROR: u16 = 2;
 pub(crate) const NLMSG_DONE: u16 = 3;
@@ -159,3 +160,24 @@ pub(crate) const CTA_IP_V6_DST: u16 = 4;
 pub(crate) const CTA_PROTO_NUM: u16 = 1;
 pub(crate) const CTA_PROTO_SRC_PORT: u16 = 2;
 pub(crate) const CTA_PROTO_DST_PORT: u16 = 3;
+
+pub(crate) const NFNL_SUBSYS_IPSET: u16 = 6;
+pub(crate) const IPSET_CMD_DESTROY: u16 = 3;
+pub(crate) const IPSET_ATTR_PROTOCOL: u16 = 1;
+pub(crate) const IPSET_ATTR_SETNAME: u16 = 2;
+/// A rule refers to the set.
+pub(crate) const IPSET_ERR_BUSY: i32 = 4100;
+/// The oldest that kernels still take.
+pub(crate) const IPSET_PROTOCOL: u8 = 6;
+
+pub(crate) const RTM_DELLINK: u16 = 17;
+pub(crate) const RTM_GETLINK: u16 = 18;
+pub(crate) const IFLA_IFNAME: u16 = 3;
+pub(crate) const IFLA_LINKINFO: u16 = 18;
+pub(crate) const IFLA_INFO_KIND: u16 = 1;
+
+pub(crate) const GENL_ID_CTRL: u16 = 0x10;
+pub(crate) const CTRL_CMD_GETFAMILY: u8 = 3;
+pub(crate) const CTRL_ATTR_FAMILY_ID: u16 = 1;
+pub(crate) const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+pub(crate) const IPVS_CMD_FLUSH: u8 = 17;

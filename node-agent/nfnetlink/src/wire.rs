@@ -16,6 +16,12 @@ use crate::uapi::{NAME_MAX, NLA_F_NESTED, NLA_TYPE_MASK};
 pub(crate) const NLMSG_HEADER: usize = 16;
 const NFGEN_HEADER: usize = 4;
 const NLA_HEADER: usize = 4;
+/// `struct ifinfomsg`
+pub(crate) const IFINFO_HEADER: usize = 16;
+/// `struct genlmsghdr`
+pub(crate) const GENERIC_HEADER: usize = 4;
+/// Of every family that is asked here.
+const GENERIC_VERSION: u8 = 1;
 
 /// Rounds up to the next multiple of four.
 pub(crate) const fn align(length: usize) -> usize {
@@ -61,14 +67,33 @@ impl Writer {
         family: u8,
         resource: u16,
     ) -> Open {
+        let open = self.open_message(kind, flags, sequence);
+        self.buffer.extend_from_slice(&[family, 0]);
+        self.buffer.extend_from_slice(&resource.to_be_bytes());
+        open
+    }
+
+    /// Starts a message to a family of generic netlink.
+    pub(crate) fn generic_message(&mut self, family: u16, flags: u16, sequence: u32, command: u8) -> Open {
+        let open = self.open_message(family, flags, sequence);
+        self.buffer.extend_from_slice(&[command, GENERIC_VERSION, 0, 0]);
+        open
+    }
+
+    /// Starts a message about an interface that is named by its attributes.
+    pub(crate) fn link_message(&mut self, kind: u16, flags: u16, sequence: u32) -> Open {
+        let open = self.open_message(kind, flags, sequence);
+        self.buffer.extend_from_slice(&[0; IFINFO_HEADER]);
+        open
+    }
+
+    fn open_message(&mut self, kind: u16, flags: u16, sequence: u32) -> Open {
         let start = self.buffer.len();
         self.buffer.extend_from_slice(&[0; 4]);
         self.buffer.extend_from_slice(&kind.to_ne_bytes());
         self.buffer.extend_from_slice(&flags.to_ne_bytes());
         self.buffer.extend_from_slice(&sequence.to_ne_bytes());
         self.buffer.extend_from_slice(&[0; 4]);
-        self.buffer.extend_from_slice(&[family, 0]);
-        self.buffer.extend_from_slice(&resource.to_be_bytes());
         Open(start)
     }
 

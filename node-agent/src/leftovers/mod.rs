@@ -6,8 +6,9 @@
 //! | nftables | tables `kube-proxy` | netlink |
 //! | iptables, over nf_tables | chains KUBE-… in `nat`, `filter`, `mangle`, and jumps to them | netlink, one commit with the above |
 //! | iptables, legacy | the same | `iptables-legacy-save` and `-restore`, where they are installed |
-//! | ipvs | its chains as above; virtual servers, `kube-ipvs0`, ipsets | chains as above; the rest is left, and named |
+//! | ipvs | its chains as above; ipsets; virtual servers and `kube-ipvs0` | netlink; the latter only where connections may end |
 
+pub mod ipvs;
 pub mod legacy;
 pub mod names;
 pub mod nftables;
@@ -24,20 +25,26 @@ pub struct Report {
     pub left: Vec<String>,
 }
 
+/// What becomes of connections that live in something that only kube-proxy makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connections {
+    /// What carries them is named.
+    Keep,
+    End,
+}
+
 /// Removes what is there. Our own tables should stand first: where no other NAT chain is left, the
 /// kernel stops translating connections that live.
 ///
 /// # Errors
 /// When nf_tables cannot be read or written. What a tool refuses is in the report.
-pub fn remove() -> anyhow::Result<Report> {
+pub fn remove(connections: Connections) -> anyhow::Result<Report> {
     let mut report = Report { removed: nftables::remove()?, left: Vec::new() };
     legacy::remove(&mut report);
-    // It holds every ClusterIP, and goes with the virtual servers, which may carry connections.
-    if nix::net::if_::if_nametoindex("kube-ipvs0").is_ok() {
-        report.left.push(
-            "kube-proxy's IPVS servers, its interface kube-ipvs0 and its ipsets: kube-proxy --cleanup removes them"
-                .to_owned(),
-        );
+    ipvs::remove_sets(&mut report);
+    match connections {
+        Connections::Keep => ipvs::name_servers(&mut report),
+        Connections::End => ipvs::remove_servers(&mut report),
     }
     Ok(report)
 }

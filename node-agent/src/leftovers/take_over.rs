@@ -8,7 +8,7 @@ use std::time::Duration;
 use daemon::Readiness;
 use tokio_util::sync::CancellationToken;
 
-use super::{Report, remove};
+use super::{Connections, Report, remove};
 
 /// Between two looks at whether we are ready.
 const POLL: Duration = Duration::from_millis(250);
@@ -52,7 +52,9 @@ pub async fn take_over(readiness: Readiness, cancel: CancellationToken) -> anyho
         let mut looks = Looks::default();
         let mut said = Vec::new();
         loop {
-            let report = tokio::task::spawn_blocking(remove).await.unwrap_or_else(|panic| Err(panic.into()));
+            let report = tokio::task::spawn_blocking(|| remove(Connections::Keep))
+                .await
+                .unwrap_or_else(|panic| Err(panic.into()));
             let found = report.as_ref().is_ok_and(|report| !report.removed.is_empty());
             let pause = looks.next(found);
             match report {

@@ -39,7 +39,7 @@ pub struct Conntrack {
 impl Conntrack {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self> {
-        let fd = open(0)?;
+        let fd = open(libc::NETLINK_NETFILTER, 0)?;
         set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1)?;
         force_buffer(&fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
         Ok(Self { fd, sequence: 0, datagram: vec![0; DATAGRAM], unfiltered: false })

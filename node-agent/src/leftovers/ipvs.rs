@@ -1,0 +1,110 @@
+//! What kube-proxy's ipvs mode makes beside its chains.
+//!
+//! The virtual servers carry the connections that live, and `kube-ipvs0` holds the addresses to which
+//! these go: both stay while a node changes over, and go when it is cleaned up. That there is such an
+//! interface also says whose the servers are: those of others are not flushed.
+
+use std::thread;
+use std::time::Duration;
+
+use nfnetlink::ipvs::{delete_link, destroy_ipset, flush_virtual_servers};
+
+use super::Report;
+
+const INTERFACE: &str = "kube-ipvs0";
+
+/// `ipsetInfo` in ipvs/proxier.go.
+const SETS: [&str; 17] = [
+    "LOOP-BACK",
+    "CLUSTER-IP",
+    "EXTERNAL-IP",
+    "EXTERNAL-IP-LOCAL",
+    "LOAD-BALANCER",
+    "LOAD-BALANCER-FW",
+    "LOAD-BALANCER-LOCAL",
+    "LOAD-BALANCER-SOURCE-IP",
+    "LOAD-BALANCER-SOURCE-CIDR",
+    "NODE-PORT-TCP",
+    "NODE-PORT-LOCAL-TCP",
+    "NODE-PORT-UDP",
+    "NODE-PORT-LOCAL-UDP",
+    "NODE-PORT-SCTP-HASH",
+    "NODE-PORT-LOCAL-SCTP-HASH",
+    "HEALTH-CHECK-NODE-PORT",
+    "IPVS-IPS",
+];
+
+/// The kernel's limit for a set's name.
+const LONGEST_NAME: usize = 31;
+
+/// The kernel forgets a removed rule's references a moment after the commit.
+const TRIES: u32 = 20;
+const BETWEEN_TRIES: Duration = Duration::from_millis(50);
+
+/// Removes the sets, which must come after the chains that refer to them.
+pub fn remove_sets(report: &mut Report) {
+    let mut removed = 0;
+    let mut names: Vec<String> =
+        SETS.iter().flat_map(|set| ["KUBE-", "KUBE-6-"].map(|prefix| name(prefix, set))).collect();
+    let tries = if report.removed.is_empty() { 1 } else { TRIES };
+    for tries_left in (0..tries).rev() {
+        let mut busy = Vec::new();
+        for name in names {
+            match destroy_ipset(&name) {
+                Ok(there) => removed += usize::from(there),
+                Err(_) if tries_left > 0 => busy.push(name),
+                Err(error) => report.left.push(error.to_string()),
+            }
+        }
+        if busy.is_empty() {
+            break;
+        }
+        names = busy;
+        thread::sleep(BETWEEN_TRIES);
+    }
+    if removed > 0 {
+        report.removed.push(format!("{removed} ipsets"));
+    }
+}
+
+/// Names what carries connections, where it is.
+pub fn name_servers(report: &mut Report) {
+    if nix::net::if_::if_nametoindex(INTERFACE).is_ok() {
+        report.left.push(format!(
+            "kube-proxy's IPVS servers and its interface {INTERFACE}, which may carry connections: \
+             node-agent cleanup --kube-proxy removes them"
+        ));
+    }
+}
+
+/// Removes the same, with these connections.
+pub fn remove_servers(report: &mut Report) {
+    if nix::net::if_::if_nametoindex(INTERFACE).is_err() {
+        return;
+    }
+    let servers = flush_virtual_servers().map(|there| there.then(|| "the IPVS servers".to_owned()));
+    let interface = || Ok(delete_link(INTERFACE, "dummy")?.then(|| format!("the interface {INTERFACE}")));
+    // Without the servers removed, the interface must stay: it says whose they are.
+    match servers.and_then(|servers| Ok([servers, interface()?])) {
+        Ok(removed) => report.removed.extend(removed.into_iter().flatten()),
+        Err(error) => report.left.push(error.to_string()),
+    }
+}
+
+/// That of IPv6 is cut, as kube-proxy cuts it.
+fn name(prefix: &str, set: &str) -> String {
+    let mut name = format!("{prefix}{set}");
+    name.truncate(LONGEST_NAME);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_kube_proxys() {
+        assert_eq!(name("KUBE-", "LOOP-BACK"), "KUBE-LOOP-BACK");
+        assert_eq!(name("KUBE-6-", "LOAD-BALANCER-SOURCE-CIDR"), "KUBE-6-LOAD-BALANCER-SOURCE-CID");
+    }
+}
