@@ -1,6 +1,7 @@
 //! Clients: what a person or a program outside, or in a pod, sees of a Service.
 
 mod curler;
+mod dialogue;
 mod heartbeat;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 pub use curler::{Curler, Story};
+pub use dialogue::Dialogue;
 pub use heartbeat::{Heartbeat, Pulse};
 
 use crate::answer::Answer;
@@ -158,6 +160,14 @@ impl Client {
             .with_context(|| format!("no datagram from {target} within {PATIENCE:?}"))?
             .with_context(|| format!("waiting for a datagram from {target}"))?;
         serde_json::from_slice(&datagram[..length]).context("reading the datagram")
+    }
+
+    /// Datagrams that all leave from one port.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub async fn converse(&self, target: SocketAddr) -> Result<Dialogue> {
+        Dialogue::start(udp_socket(&self.netns, self.source, target)?, target).await
     }
 
     /// Requests again and again, each on a new connection, until the story is asked for.
