@@ -4,21 +4,27 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lab::control_plane::Identity;
 use lab::network::{self, Host};
 use lab::process::Program;
 use lab::programs;
 use lab::spawn::Spec;
 use lab::traffic::Client;
+use lab::wait;
 
 use crate::cluster::{Cluster, NODE};
 use crate::usage::Family;
 
 /// Both programs listen there if not told otherwise.
 const HEALTH_PORT: u16 = 10256;
+const METRICS_PORT: u16 = 10249;
+
+/// Both measure themselves under this name: from when everything is known until the kernel has it.
+const SYNC: &str = "kubeproxy_sync_proxy_rules_duration_seconds";
+const SYNC_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Contender {
@@ -130,5 +136,22 @@ impl Running {
     pub(crate) async fn healthy(&self) -> Result<()> {
         let address = (Ipv4Addr::LOCALHOST, HEALTH_PORT).into();
         Client::in_netns(self.host.netns.clone()).request(address, "GET", "/healthz").await.map(drop)
+    }
+
+    /// Seconds that IPv4's syncs have taken, of which one has ended or is about to.
+    pub(crate) async fn in_syncs(&self) -> Result<f64> {
+        let address = (Ipv4Addr::LOCALHOST, METRICS_PORT).into();
+        let client = Client::in_netns(self.host.netns.clone());
+        wait::until("a sync has been measured", SYNC_ENDS_WITHIN, async || {
+            let (_, page) = client.answer(address, "/metrics").await?;
+            let value = |what: &str| -> Result<f64> {
+                let name = format!("{SYNC}_{what}{{ip_family=\"IPv4\"}} ");
+                let line = page.lines().find_map(|line| line.strip_prefix(&name));
+                Ok(line.with_context(|| format!("no {name}"))?.parse()?)
+            };
+            ensure!(value("count")? > 0.0, "none has ended");
+            value("sum")
+        })
+        .await
     }
 }

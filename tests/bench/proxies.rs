@@ -33,6 +33,7 @@ const CONNECTIONS_TO_EACH: usize = 10;
 #[derive(Debug, Clone, Default)]
 struct Costs {
     cold: Samples,
+    in_syncs: Samples,
     processor_until_then: Samples,
     processor: Samples,
     rss: Samples,
@@ -123,7 +124,13 @@ async fn cold_start(
         let cold = running.started.elapsed();
         costs.cold.add_time(cold);
         costs.processor_until_then.add(family.processor_seconds()?);
-        progress(&format!("{}: all VIPs answer after {:.3} s", contender.name(), cold.as_secs_f64()));
+        let in_syncs = running.in_syncs().await?;
+        costs.in_syncs.add(in_syncs);
+        let name = contender.name();
+        progress(&format!(
+            "{name}: all VIPs answer after {:.3} s, of which it synced for {in_syncs:.3} s",
+            cold.as_secs_f64()
+        ));
         sleep(REST).await;
         anyhow::Ok(())
     };
@@ -191,8 +198,9 @@ pub(crate) async fn await_vip(running: &Running, vip: SocketAddr) -> Result<()> 
 
 fn table(size: &Size, [ours, peer]: [Costs; 2]) -> Vec<Row> {
     type Of = fn(&Costs) -> &Samples;
-    let rows: [(&str, Unit, Of); 14] = [
+    let rows: [(&str, Unit, Of); 15] = [
         ("cold start until all VIPs answer", Unit::Seconds, |c| &c.cold),
+        ("of that, from the last object to the commit", Unit::Seconds, |c| &c.in_syncs),
         ("processor time until then, with children", Unit::Seconds, |c| &c.processor_until_then),
         ("processor time 10 s later, with children", Unit::Seconds, |c| &c.processor),
         ("VmRSS 10 s later", Unit::Mebibytes, |c| &c.rss),
