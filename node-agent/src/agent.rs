@@ -22,6 +22,7 @@ use crate::local::PodCidrWait;
 use crate::localhost::LocalhostNodePorts;
 use crate::metrics::Metrics;
 use crate::nodeport_addresses::PrimaryIps;
+use crate::overrides::Overrides;
 use crate::select::Place;
 
 /// The kernel is compared with what we think of it, in case a notification was missed.
@@ -51,6 +52,7 @@ pub struct Agent {
     health: Health,
     metrics: Metrics,
     events: Events,
+    overrides: Overrides,
     min_sync_period: Duration,
     first_sync: Option<ReadyToken>,
     pod_cidrs: PodCidrWait,
@@ -85,6 +87,7 @@ impl Agent {
             engine: Engine::new(config.clone())?,
             checks: HealthChecks::new(health.clone(), &config.node_name),
             events: Events::channel().0,
+            overrides: Overrides::default(),
             localhost: LocalhostNodePorts::new(&config, metrics.clone()),
             health,
             metrics,
@@ -115,6 +118,12 @@ impl Agent {
     #[must_use]
     pub fn telling(self, events: Events) -> Self {
         Self { events, ..self }
+    }
+
+    /// Takes the configuration's word for these.
+    #[must_use]
+    pub fn overriding(self, overrides: Overrides) -> Self {
+        Self { overrides, ..self }
     }
 
     fn tell(&mut self) {
@@ -259,6 +268,7 @@ impl Agent {
     fn apply(&mut self, mut change: Change) {
         let now = Moment::now();
         self.health.queued(now);
+        self.overrides.apply(&mut change);
         let (kind, trigger) = (kind_of(&change), take_trigger(&mut change));
         self.world.apply(change);
         let mut dirty = self.world.take_dirty();

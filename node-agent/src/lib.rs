@@ -22,6 +22,7 @@ pub mod localhost;
 pub mod metrics;
 pub mod nft;
 pub mod nodeport_addresses;
+pub mod overrides;
 pub mod preflight;
 pub mod run;
 pub mod select;

@@ -92,7 +92,7 @@ async fn serve(settings: Settings, file: Option<Watched>, args: &RunArgs) -> any
     let agent =
         Agent::new(config.clone(), settings.min_sync_period, health.clone(), metrics.clone(), first_sync)?;
     let (feed, reconciler) = Reconciler::new(metrics.clone())?;
-    let agent = agent.telling(events.clone()).feeding(feed);
+    let agent = agent.telling(events.clone()).feeding(feed).overriding(settings.overrides);
     let client = kube_watch::client_to(settings.kubeconfig.as_deref(), args.master.as_deref()).await?;
     let writer = Writer::new(client.clone(), events::CONTROLLER, &config.node_name);
     events.of_node(&config.node_name, events::STARTING, String::new());

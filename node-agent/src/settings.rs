@@ -2,12 +2,13 @@
 //! not know which.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use daemon::log::LogFormat;
+use kube_watch::parse_ip;
 
 use crate::args::Configured;
 use crate::config::{ClusterCidrs, Config, Families, Listen, NodeFacts};
@@ -17,6 +18,7 @@ use crate::kube_proxy::{KubeProxyConfiguration, file};
 use crate::local::{DetectLocal, LocalMode};
 use crate::nft::layout::MasqueradeMark;
 use crate::nodeport_addresses::NodePortAddresses;
+use crate::overrides::Overrides;
 
 /// From this verbosity on, `debug` is logged.
 const VERBOSE: u32 = 4;
@@ -24,6 +26,7 @@ const VERBOSE: u32 = 4;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub config: Config,
+    pub overrides: Overrides,
     pub kubeconfig: Option<PathBuf>,
     pub healthz: Listen,
     pub metrics: Listen,
@@ -95,9 +98,14 @@ impl Settings {
             service_networks: BTreeSet::new(),
             node: NodeFacts::default(),
         };
+        let overrides = Overrides {
+            no_external_ips: source.feature_gates.get("AllowServiceExternalIPs") == Some(&false),
+            node_address: bind_address(&source)?.map(|ip| (config.node_name.clone(), ip)),
+        };
         let kubeconfig = &source.client_connection.kubeconfig;
         Ok(Self {
             config,
+            overrides,
             kubeconfig: (!kubeconfig.is_empty()).then(|| kubeconfig.into()),
             healthz: listen(&source.healthz_bind_address, 10256).context("healthzBindAddress")?,
             metrics: listen(&source.metrics_bind_address, 10249).context("metricsBindAddress")?,
@@ -121,6 +129,17 @@ fn node_name(asked: &str) -> anyhow::Result<String> {
     };
     ensure!(!name.is_empty(), "this host has no name: pass --hostname-override");
     Ok(name)
+}
+
+/// One that is unspecified says nothing of the node.
+fn bind_address(source: &KubeProxyConfiguration) -> anyhow::Result<Option<IpAddr>> {
+    let text = &source.bind_address;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let ip =
+        parse_ip(text).with_context(|| format!("bindAddress is {text:?}: it should be an IP address"))?;
+    Ok((!ip.is_unspecified()).then_some(ip))
 }
 
 fn detect_local(source: &KubeProxyConfiguration) -> anyhow::Result<DetectLocal> {
@@ -274,11 +293,8 @@ mod tests {
     fn what_is_not_heeded_is_said() {
         for (file, said) in [
             ("mode: iptables", Some("mode \"iptables\": there is one mode")),
-            ("mode: nftables\nbindAddress: 10.0.0.1", Some("bindAddress")),
-            ("mode: nftables\nbindAddress: '::'", None),
             ("mode: nftables\nenableProfiling: true", Some("pprof")),
             ("mode: nftables\nipvs: {strictARP: true}\nportRange: 1-2", None),
-            ("mode: nftables\nfeatureGates: {AllowServiceExternalIPs: false}", Some("externalIPs")),
             ("mode: nftables\nnoSuchField: 1", Some("noSuchField")),
         ] {
             let warnings = with_file(file, &[]).unwrap().warnings;
@@ -287,6 +303,29 @@ mod tests {
                 None => assert_eq!(warnings, Vec::<String>::new(), "{file}"),
             }
         }
+    }
+
+    #[test]
+    fn what_the_file_says_in_place_of_the_api_server_is_taken() {
+        let overrides =
+            |file: &str| with_file(&format!("hostnameOverride: n\n{file}"), &[]).map(|s| s.overrides);
+        let node_address = |ip: &str| Some(("n".into(), ip.parse().unwrap()));
+        for (file, expected) in [
+            ("bindAddress: '::'", Overrides::default()),
+            (
+                "bindAddress: 10.0.0.1",
+                Overrides { node_address: node_address("10.0.0.1"), ..Overrides::default() },
+            ),
+            ("featureGates: {AllowServiceExternalIPs: true}", Overrides::default()),
+            (
+                "featureGates: {AllowServiceExternalIPs: false}",
+                Overrides { no_external_ips: true, ..Overrides::default() },
+            ),
+        ] {
+            assert_eq!(overrides(file).unwrap(), expected, "{file}");
+        }
+        let error = overrides("bindAddress: eth0").unwrap_err().to_string();
+        assert!(error.contains("bindAddress is \"eth0\""), "{error}");
     }
 
     #[test]

@@ -11,22 +11,25 @@ use crate::nft::desired::DesiredService;
 use crate::nft::mirror::Mirror;
 use crate::nft::plan::{Plan, Planner, plan_node_addresses, plan_structure};
 use crate::nft::ruleset::Ruleset;
+use crate::overrides::Overrides;
 use crate::select::Place;
 use crate::settings::Settings;
 
 #[expect(clippy::print_stdout, reason = "the answer of a command line verb")]
 pub(crate) fn print_plan(args: &PlanArgs) -> anyhow::Result<()> {
     let Source::Dir(path) = &args.source else { anyhow::bail!("a plan is made from dir:PATH") };
-    for plan in plans(path, &Settings::new(&args.configured)?.config)? {
+    let settings = Settings::new(&args.configured)?;
+    for plan in plans(path, &settings.config, &settings.overrides)? {
         print!("{plan}");
     }
     Ok(())
 }
 
 /// What an empty node would be given, in the order of the commits.
-fn plans(path: &Path, config: &Config) -> anyhow::Result<[Plan; 3]> {
+fn plans(path: &Path, config: &Config, overrides: &Overrides) -> anyhow::Result<[Plan; 3]> {
     let mut world = World::default();
-    for change in read_dir(path, &config.watches())? {
+    for mut change in read_dir(path, &config.watches())? {
+        overrides.apply(&mut change);
         world.apply(change);
     }
     let place = Place { node: &config.node_name, zone: world.node(&config.node_name).and_then(Node::zone) };

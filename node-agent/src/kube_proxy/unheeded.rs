@@ -17,21 +17,11 @@ pub fn unheeded(configuration: &KubeProxyConfiguration) -> Vec<String> {
         mode != "nftables",
         format!("mode {mode:?}: there is one mode here, which does as kube-proxy's nftables mode does"),
     );
-    let address = c.bind_address.parse::<std::net::IpAddr>();
-    say(
-        address.is_ok_and(|ip| !ip.is_unspecified()),
-        "bindAddress: the node's addresses are those of its Node object".to_owned(),
-    );
     say(c.enable_profiling, "enableProfiling: there is no /debug/pprof".to_owned());
     say(
         !c.show_hidden_metrics_for_version.is_empty(),
         "showHiddenMetricsForVersion: no metric is hidden".to_owned(),
     );
     say(!c.logging.vmodule.is_empty(), "logging.vmodule: RUST_LOG says what is logged".to_owned());
-    say(
-        c.feature_gates.get("AllowServiceExternalIPs") == Some(&false),
-        "featureGates.AllowServiceExternalIPs=false: externalIPs of Services are served all the same"
-            .to_owned(),
-    );
     said
 }
