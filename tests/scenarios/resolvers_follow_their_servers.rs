@@ -8,11 +8,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use kube::ResourceExt;
 use lab::traffic::Dialogue;
 use lab::{Lab, NodeProxy, Provider, wait};
 use nix::sys::signal::Signal;
 
-const DNS: &str = "
+const SERVICE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: dns}
@@ -20,21 +21,8 @@ spec:
   type: NodePort
   selector: {app: dns}
   ports: [{name: dns, port: 53, targetPort: 5353, protocol: UDP}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: dns}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: dns}}
-  template:
-    metadata: {labels: {app: dns}}
-    spec:
-      containers:
-      - name: dns
-        image: coredns
-        ports: [{containerPort: 5353, protocol: UDP}]
 ";
+const SERVERS: &str = include_str!("../fixtures/dns.yaml");
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// As many questions as would meet every server, were they drawn anew each time.
@@ -52,7 +40,8 @@ async fn server(client: &Dialogue, what: &str) -> Result<String> {
 
 async fn follow(name: &str, proxy: NodeProxy) -> Result<()> {
     let lab = Lab::builder(name).nodes(2).node_proxy(proxy).provider(Provider::None).start().await?;
-    lab.apply(DNS).await?;
+    lab.apply(SERVERS).await?;
+    lab.apply(SERVICE).await?;
     lab.pods_ready("app=dns", 2).await?;
     lab.endpoints_ready("dns", 2).await?;
     let service = lab.service("dns").await?;
@@ -63,16 +52,24 @@ async fn follow(name: &str, proxy: NodeProxy) -> Result<()> {
     for (client, target) in [(lab.client(), node_port), (on_the_node, service.cluster()?)] {
         wait::until("the Service is served", LIMIT, async || client.ask_by_udp(target, "ready?").await)
             .await?;
-        clients.push(client.converse(target).await?);
+        let dialogue = client.converse(target).await?;
+        clients.push((client, target, dialogue));
     }
-    for client in &clients {
-        let first = server(client, "at first").await?;
-        lab.scale("dns", 3).await?;
-        lab.pods_ready("app=dns", 3).await?;
-        lab.endpoints_ready("dns", 3).await?;
-        ensure!(server(client, "with one more").await? == first, "{first} was left for another");
+    for (others, target, client) in &clients {
+        // Of a server that has just gone, the proxy may not have heard yet.
+        let first =
+            wait::until("one server answers", LIMIT, async || server(client, "at first").await).await?;
+        let known: BTreeSet<String> =
+            lab.pods_ready("app=dns", 2).await?.iter().map(ResourceExt::name_any).collect();
         node.proxy.signal_and_await_restart(Signal::SIGKILL).await?;
-        ensure!(server(client, "after the proxy died").await? == first, "{first} was left for another");
+        lab.scale("dns", 3).await?;
+        wait::until("the new proxy leads others to one more server", LIMIT, async || {
+            let answers = others.udp(*target, 30).await.complete()?;
+            ensure!(answers.by_pod().keys().any(|pod| !known.contains(*pod)), "{answers}");
+            Ok(())
+        })
+        .await?;
+        ensure!(server(client, "after that").await? == first, "{first} was left for another");
 
         lab.kubectl(&format!("delete pod {first} --wait=false")).await?;
         let second = wait::until("another server answers", LIMIT, async || {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lab::{Lab, wait};
 
-const DNS: &str = "
+const SERVICE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: dns}
@@ -16,26 +16,14 @@ spec:
   ports:
   - {name: dns, port: 53, targetPort: 5353, protocol: UDP}
   - {name: dns-tcp, port: 53, targetPort: 5353, protocol: TCP}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: dns}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: dns}}
-  template:
-    metadata: {labels: {app: dns}}
-    spec:
-      containers:
-      - name: dns
-        image: coredns
-        ports: [{containerPort: 5353, protocol: UDP}, {containerPort: 5353}]
 ";
+const SERVERS: &str = include_str!("../fixtures/dns.yaml");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tcp_and_udp_share_a_port() -> Result<()> {
     let lab = Lab::builder("dns").start().await?;
-    lab.apply(DNS).await?;
+    lab.apply(SERVERS).await?;
+    lab.apply(SERVICE).await?;
     let (ip, _) = lab.external_ip("dns", Duration::from_secs(10)).await?;
     let pods = lab.pods_ready("app=dns", 2).await?;
     lab.endpoints_ready("dns", 2).await?;

@@ -29,32 +29,43 @@ pub fn flush_virtual_servers() -> Result<bool> {
     order.done("flushing IPVS")
 }
 
+/// Whether the calling thread's network namespace has an interface of that name.
+///
+/// # Errors
+/// When it is of another kind (`EMEDIUMTYPE`), or the kernel refuses.
+pub fn has_link(name: &str, kind: &str) -> Result<bool> {
+    let found = about_link(&mut Asker::open(libc::NETLINK_ROUTE)?, RTM_GETLINK, name)?;
+    let what = format!("the interface {name}");
+    if !found.is_there(&what, libc::ENODEV)? {
+        return Ok(false);
+    }
+    let of_kind = found.attr(IFINFO_HEADER, &[IFLA_LINKINFO, IFLA_INFO_KIND]).and_then(crate::wire::name);
+    if of_kind == Some(kind) {
+        return Ok(true);
+    }
+    let what = format!("{what}, which should be of the kind {kind}");
+    Err(Error::Query { what, errno: libc::EMEDIUMTYPE })
+}
+
 /// Removes an interface of the calling thread's network namespace. `false` if there is none of that
 /// name.
 ///
 /// # Errors
 /// When it is of another kind (`EMEDIUMTYPE`), or the kernel refuses.
 pub fn delete_link(name: &str, kind: &str) -> Result<bool> {
-    let mut asker = Asker::open(libc::NETLINK_ROUTE)?;
-    let what = format!("the interface {name}");
-    let mut link = |operation| {
-        asker.ask(|w, sequence, flags| {
-            let open = w.link_message(operation, flags, sequence);
-            w.name(IFLA_IFNAME, name);
-            open
-        })
-    };
-    let found = link(RTM_GETLINK)?;
-    if !found.is_there(&what, libc::ENODEV)? {
+    if !has_link(name, kind)? {
         return Ok(false);
     }
-    if found.attr(IFINFO_HEADER, &[IFLA_LINKINFO, IFLA_INFO_KIND]).and_then(crate::wire::name) != Some(kind) {
-        return Err(Error::Query {
-            what: format!("{what}, which should be of the kind {kind}"),
-            errno: libc::EMEDIUMTYPE,
-        });
-    }
-    link(RTM_DELLINK)?.is_there(&what, libc::ENODEV)
+    let order = about_link(&mut Asker::open(libc::NETLINK_ROUTE)?, RTM_DELLINK, name)?;
+    order.is_there(&format!("the interface {name}"), libc::ENODEV)
+}
+
+fn about_link(asker: &mut Asker, operation: u16, name: &str) -> Result<Reply> {
+    asker.ask(|w, sequence, flags| {
+        let open = w.link_message(operation, flags, sequence);
+        w.name(IFLA_IFNAME, name);
+        open
+    })
 }
 
 /// Removes an ipset of the calling thread's network namespace. `false` if there is none of that name,

@@ -7,7 +7,7 @@
 use std::thread;
 use std::time::Duration;
 
-use nfnetlink::ipvs::{delete_link, destroy_ipset, flush_virtual_servers};
+use nfnetlink::ipvs::{delete_link, destroy_ipset, flush_virtual_servers, has_link};
 
 use super::Report;
 
@@ -80,16 +80,23 @@ pub fn name_servers(report: &mut Report) {
 
 /// Removes the same, with these connections.
 pub fn remove_servers(report: &mut Report) {
-    if nix::net::if_::if_nametoindex(INTERFACE).is_err() {
-        return;
+    if let Err(error) = try_remove_servers(&mut report.removed) {
+        report.left.push(error.to_string());
     }
-    let servers = flush_virtual_servers().map(|there| there.then(|| "the IPVS servers".to_owned()));
-    let interface = || Ok(delete_link(INTERFACE, "dummy")?.then(|| format!("the interface {INTERFACE}")));
-    // Without the servers removed, the interface must stay: it says whose they are.
-    match servers.and_then(|servers| Ok([servers, interface()?])) {
-        Ok(removed) => report.removed.extend(removed.into_iter().flatten()),
-        Err(error) => report.left.push(error.to_string()),
+}
+
+/// The interface last: it says whose the servers are.
+fn try_remove_servers(removed: &mut Vec<String>) -> nfnetlink::Result<()> {
+    if !has_link(INTERFACE, "dummy")? {
+        return Ok(());
     }
+    if flush_virtual_servers()? {
+        removed.push("the IPVS servers".to_owned());
+    }
+    if delete_link(INTERFACE, "dummy")? {
+        removed.push(format!("the interface {INTERFACE}"));
+    }
+    Ok(())
 }
 
 /// That of IPv6 is cut, as kube-proxy cuts it.
