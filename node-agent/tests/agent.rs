@@ -14,6 +14,7 @@ use node_agent::events::{self, Events};
 use node_agent::health::{Health, Moment};
 use node_agent::local::DetectLocal;
 use node_agent::metrics::Metrics;
+use node_agent::overrides::Overrides;
 use prometheus_client::registry::Registry;
 use service_model::{
     Change, Kind, Node, NodeAddress, NodeAddressKind, Object, Protocol, Service, ServicePort, ServiceType,
@@ -61,29 +62,38 @@ fn with_agent_of(
     min_sync_period: Duration,
     test: impl AsyncFnOnce(&Sender<Change>, &Health) + Send,
 ) {
-    with_agent_that_tells(config, sync_period, min_sync_period, async |tx, health, _| test(tx, health).await);
+    let health = Health::new(sync_period);
+    run_agent(config, min_sync_period, &health, |agent| agent, async |tx| test(tx, &health).await);
 }
 
-/// As [`with_agent_of`], with the Events that it tells.
+/// As [`with_agent`], with what it is told in place of the API server, and the Events that it tells.
 fn with_agent_that_tells(
+    overrides: Overrides,
+    test: impl AsyncFnOnce(&Sender<Change>, Receiver<events::Event>) + Send,
+) {
+    let (events, told) = Events::channel();
+    let prepare = |agent: Agent| agent.telling(events).overriding(overrides);
+    let health = Health::new(Duration::from_secs(30));
+    run_agent(config(), Duration::ZERO, &health, prepare, async |tx| test(tx, told).await);
+}
+
+fn run_agent(
     config: Config,
-    sync_period: Duration,
     min_sync_period: Duration,
-    test: impl AsyncFnOnce(&Sender<Change>, &Health, Receiver<events::Event>) + Send,
+    health: &Health,
+    prepare: impl FnOnce(Agent) -> Agent + Send,
+    test: impl AsyncFnOnce(&Sender<Change>) + Send,
 ) {
     in_namespace(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let readiness = Readiness::default();
-            let health = Health::new(sync_period);
             let metrics = Metrics::register(&mut Registry::default());
             let token = readiness.task("first sync");
-            let (events, told) = Events::channel();
             let agent = Agent::new(config, min_sync_period, health.clone(), metrics, token).unwrap();
-            let agent = agent.telling(events);
             let ((tx, rx), cancel) = (channel(16), CancellationToken::new());
-            let running = tokio::spawn(agent.run(rx, cancel.clone()));
-            test(&tx, &health, told).await;
+            let running = tokio::spawn(prepare(agent).run(rx, cancel.clone()));
+            test(&tx).await;
             cancel.cancel();
             running.await.unwrap().unwrap();
         });
@@ -338,7 +348,7 @@ async fn next(told: &mut Receiver<events::Event>) -> (String, String, String) {
 
 #[test]
 fn a_health_check_port_that_is_taken_is_told_of_and_bound_once_it_is_free() {
-    with_agent_that_tells(config(), Duration::from_secs(30), Duration::ZERO, async |tx, _, mut told| {
+    with_agent_that_tells(Overrides::default(), async |tx, mut told| {
         let listener = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 32_000));
         let taken = listener().unwrap();
         list(tx, &spec(&[1])).await;
@@ -356,10 +366,25 @@ fn a_health_check_port_that_is_taken_is_told_of_and_bound_once_it_is_free() {
     });
 }
 
+#[test]
+fn external_ips_that_are_not_allowed_are_not_served() {
+    for no_external_ips in [true, false] {
+        let overrides = Overrides { no_external_ips, ..Overrides::default() };
+        with_agent_that_tells(overrides, async |tx, _| {
+            list(tx, &spec(&[1])).await;
+            let mut service = plain(9, "");
+            service.external_ips = vec![[192, 0, 2, 9].into()];
+            send(tx, [Change::Apply(Object::Service(service))]).await;
+            until("the Service is served", PATIENCE, || listed("10.96.0.9 . tcp . 80")).await;
+            assert_eq!(listed("192.0.2.9 . tcp . 80"), !no_external_ips);
+        });
+    }
+}
+
 /// What the API server would never let in stands for what a kernel may refuse.
 #[test]
 fn whoever_reads_events_learns_of_a_service_that_the_kernel_refuses() {
-    with_agent_that_tells(config(), Duration::from_secs(30), Duration::ZERO, async |tx, _, mut told| {
+    with_agent_that_tells(Overrides::default(), async |tx, mut told| {
         list(tx, &spec(&[1])).await;
         until("programmed", PATIENCE, || listed("10.244.1.1 . 8080")).await;
         send(tx, [plain(8, "a\0b"), plain(9, "ab")].map(|s| Change::Apply(Object::Service(s)))).await;
