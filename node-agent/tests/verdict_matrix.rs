@@ -257,7 +257,9 @@ fn program(place: &Place, family: IpFamily, traits: &Traits) -> Reading {
     let mut engine = Engine::new(config).unwrap();
     engine.mark(world.take_dirty().services);
     engine.sync(&world, Instant::now()).unwrap();
-    Reading::of(&mut Kernel::open().unwrap()).unwrap()
+    let reading = Reading::of(&mut Kernel::open().unwrap()).unwrap();
+    assert_eq!(reading.oddities, Vec::<String>::new());
+    reading
 }
 
 #[test]

@@ -260,7 +260,9 @@ pub(crate) fn receive(fd: &OwnedFd, buffer: &mut [u8], flags: libc::c_int) -> Re
             )
         };
         match usize::try_from(length) {
-            Ok(length) if length > buffer.len() => return Err(Error::Protocol("a datagram exceeds 256 KiB")),
+            Ok(length) if length > buffer.len() => {
+                return Err(Error::Protocol("a datagram exceeds the buffer"));
+            }
             Ok(_) if sender.nl_pid != 0 => {}
             Ok(length) => return Ok(Some(length)),
             Err(_) => {
