@@ -68,28 +68,41 @@ fn about_link(asker: &mut Asker, operation: u16, name: &str) -> Result<Reply> {
     })
 }
 
-/// Removes an ipset of the calling thread's network namespace. `false` if there is none of that name,
-/// or the kernel has no ipsets.
-///
-/// # Errors
-/// When a rule refers to it, or the kernel refuses otherwise.
-pub fn destroy_ipset(name: &str) -> Result<bool> {
-    let mut asker = Asker::open(libc::NETLINK_NETFILTER)?;
-    let mut order = asker.ask(|w, sequence, flags| {
-        let kind = NFNL_SUBSYS_IPSET << 8 | IPSET_CMD_DESTROY;
-        let open = w.message(kind, flags | NLM_F_EXCL, sequence, libc::AF_INET as u8, 0);
-        w.attr(IPSET_ATTR_PROTOCOL, &[IPSET_PROTOCOL]);
-        w.name(IPSET_ATTR_SETNAME, name);
-        open
-    })?;
-    if order.errno == IPSET_ERR_BUSY {
-        order.errno = libc::EBUSY;
+/// The ipsets of the network namespace in which it was opened.
+#[derive(Debug)]
+pub struct IpSets(Asker);
+
+impl IpSets {
+    /// In the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub fn open() -> Result<Self> {
+        Ok(Self(Asker::open(libc::NETLINK_NETFILTER)?))
     }
-    // nfnetlink's own answer where no subsystem has the number.
-    Ok(order.errno != libc::EINVAL && order.is_there(&format!("the ipset {name}"), libc::ENOENT)?)
+
+    /// Removes a set. `false` if there is none of that name, or the kernel has no ipsets.
+    ///
+    /// # Errors
+    /// When a rule refers to it, or the kernel refuses otherwise.
+    pub fn destroy(&mut self, name: &str) -> Result<bool> {
+        let mut order = self.0.ask(|w, sequence, flags| {
+            let kind = NFNL_SUBSYS_IPSET << 8 | IPSET_CMD_DESTROY;
+            let open = w.message(kind, flags | NLM_F_EXCL, sequence, libc::AF_INET as u8, 0);
+            w.attr(IPSET_ATTR_PROTOCOL, &[IPSET_PROTOCOL]);
+            w.name(IPSET_ATTR_SETNAME, name);
+            open
+        })?;
+        if order.errno == IPSET_ERR_BUSY {
+            order.errno = libc::EBUSY;
+        }
+        // nfnetlink's own answer where no subsystem has the number.
+        Ok(order.errno != libc::EINVAL && order.is_there(&format!("the ipset {name}"), libc::ENOENT)?)
+    }
 }
 
 /// One question or order at a time.
+#[derive(Debug)]
 struct Asker {
     fd: OwnedFd,
     sequence: u32,

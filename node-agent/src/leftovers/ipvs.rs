@@ -7,7 +7,7 @@
 use std::thread;
 use std::time::Duration;
 
-use nfnetlink::ipvs::{delete_link, destroy_ipset, flush_virtual_servers, has_link};
+use nfnetlink::ipvs::{IpSets, delete_link, flush_virtual_servers, has_link};
 
 use super::Report;
 
@@ -44,6 +44,10 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(50);
 /// Removes the sets, which must come after the chains that refer to them.
 #[expect(clippy::disallowed_methods, reason = "the kernel tells nobody when it has forgotten a rule")]
 pub fn remove_sets(report: &mut Report) {
+    let mut sets = match IpSets::open() {
+        Ok(sets) => sets,
+        Err(error) => return report.left.push(format!("ipsets: {error}")),
+    };
     let mut removed = 0;
     let mut names: Vec<String> =
         SETS.iter().flat_map(|set| ["KUBE-", "KUBE-6-"].map(|prefix| name(prefix, set))).collect();
@@ -51,7 +55,7 @@ pub fn remove_sets(report: &mut Report) {
     for tries_left in (0..tries).rev() {
         let mut busy = Vec::new();
         for name in names {
-            match destroy_ipset(&name) {
+            match sets.destroy(&name) {
                 Ok(there) => removed += usize::from(there),
                 Err(_) if tries_left > 0 => busy.push(name),
                 Err(error) => report.left.push(error.to_string()),
