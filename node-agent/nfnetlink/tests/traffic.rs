@@ -79,8 +79,9 @@ fn connections_are_spread_and_the_rest_is_refused() {
         in_fresh_namespace(|| {
             ip("link set lo up");
             for last in 1..=3 {
-                let length = if family == Family::Ip { 32 } else { 128 };
-                ip(&format!("address add {}/{length} dev lo", address(family, last)));
+                // Without nodad an address is tentative for a moment, and nobody can listen on it.
+                let length = if family == Family::Ip { "32" } else { "128 nodad" };
+                ip(&format!("address add dev lo {}/{length}", address(family, last)));
             }
             Socket::open().unwrap().commit(&balancer(family)).unwrap();
             let listen = |last| TcpListener::bind((address(family, last), 8080)).unwrap();
