@@ -12,6 +12,7 @@ use crate::nft::kernel::Kernel;
 use crate::nft::layout::{Frontend, Group, Pool, TABLE, Target};
 use crate::nft::mirror::{FrontendState, Mirror};
 use crate::nft::reading::Reading;
+use crate::nft::source_ranges::SourceNetwork;
 use crate::nft::step::{Element, Step};
 
 /// Prints on standard output.
@@ -87,10 +88,12 @@ impl Served {
             let chain = mirror.affinities.leads().get(&(frontend, pool))?.clone();
             Some(Element::Affinity { frontend, pool, chain })
         });
+        let sources = SourceNetwork::join(mirror.source_ranges.get(&frontend).into_iter().flatten());
+        let sources = sources.iter().map(|network| format!("let clients in {network} reach {frontend}"));
         Self {
             at: frontend.to_string(),
             service: state.label.to_string(),
-            does: groups.chain(kept).map(|element| Step::Add(element).to_string()).collect(),
+            does: groups.chain(kept).map(|element| Step::Add(element).to_string()).chain(sources).collect(),
             endpoints: slots(&state.cluster),
             local_endpoints: slots(&state.local),
         }

@@ -135,7 +135,7 @@ fn each_verdict_comes_with_its_reason() {
                 "192.0.2.2:80",
                 [
                     "ns/svc-4:http",
-                    "10.244.3.9 is in one of the networks of its loadBalancerSourceRanges: is not dropped",
+                    "10.244.3.9 is in 10.244.0.0/16, which is in its loadBalancerSourceRanges: is let on",
                     "10.244.1.9:8080",
                 ],
             ),
@@ -193,7 +193,7 @@ fn what_is_in_the_kernel_counts_and_not_what_should_be_there() {
     in_namespace(|| {
         program();
         nft(&["insert", "rule", "ip", "fairlead", "services", "ip", "saddr", "203.0.113.5", "drop"]);
-        nft(&["add", "rule", "ip", "fairlead", "services", "accept"]);
+        nft(&["add", "rule", "ip", "fairlead", "services", "ip", "ttl", "1", "accept"]);
         nft(&["add", "chain", "ip", "fairlead", "mine"]);
         nft(&["add", "table", "ip", "kube-proxy"]);
         let answer = explain("203.0.113.5", "10.96.0.0:80");

@@ -196,7 +196,7 @@ fn twenty_thousand_services_that_go_at_once_are_planned_at_once() {
                 groups: [Group::Served].into_iter().collect(),
                 cluster: vec![target],
                 local: Vec::new(),
-                sources: Vec::new(),
+                sources: BTreeSet::new(),
                 title: node_agent::nft::claims::Title::Allocated,
                 affinities: Vec::new(),
             },

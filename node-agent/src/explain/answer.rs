@@ -202,6 +202,9 @@ fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, pack
             });
             match denying {
                 Some((_, Denial::UndefinedPort)) => neighbours(mirror, packet),
+                Some((_, Denial::OutsideSourceRanges)) => {
+                    format!("{} is in none of the networks of its loadBalancerSourceRanges", packet.source)
+                }
                 Some((hop, _)) => because(hop, packet),
                 None => "its endpoints are being replaced at this moment".to_owned(),
             }

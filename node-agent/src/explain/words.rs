@@ -26,11 +26,9 @@ pub(super) fn reason(matched: &Match, packet: Packet, holds: bool) -> String {
         Match::Over(protocol) => format!("it is {not}{protocol}"),
         Match::FromInterface(interfaces) => came_in_by(interface, interfaces, holds),
         Match::NotFromInterface(interfaces) => came_in_by(interface, interfaces, !holds),
-        Match::NotFromItsRanges if holds => {
-            format!("{source} is in none of the networks of its loadBalancerSourceRanges")
-        }
-        Match::NotFromItsRanges => {
-            format!("{source} is in one of the networks of its loadBalancerSourceRanges")
+        Match::FromItsRanges(length) => {
+            let network = length.network_of(source);
+            format!("{source} is in {network}, which is {not}in its loadBalancerSourceRanges")
         }
         Match::FromThisHost => format!("{source} is {not}an address of this host"),
         Match::Marked(_) => format!("masquerading was {not}asked for"),
@@ -46,7 +44,6 @@ pub(super) fn is_policy(matched: &Match) -> bool {
         | Match::NotFrom(_)
         | Match::FromInterface(_)
         | Match::NotFromInterface(_)
-        | Match::NotFromItsRanges
         | Match::FromThisHost => true,
         Match::New
         | Match::To(..)
@@ -56,6 +53,7 @@ pub(super) fn is_policy(matched: &Match) -> bool {
         | Match::ToThisHost
         | Match::ToLoopback
         | Match::Over(_)
+        | Match::FromItsRanges(_)
         | Match::Marked(_)
         | Match::Hairpin => false,
     }
@@ -69,6 +67,7 @@ pub(super) fn is_about_interfaces(matched: &Match) -> bool {
 pub(super) fn deed(action: Action) -> String {
     match action {
         Action::Goto(chain) => format!("goes on in {chain}"),
+        Action::Accept => "is let on".to_owned(),
         Action::Count => "is counted".to_owned(),
         Action::Mark(_) => "is to be masqueraded".to_owned(),
         Action::Dnat { .. } => "takes one of the endpoints at random".to_owned(),
@@ -88,6 +87,7 @@ pub(super) fn omission(action: Action) -> String {
     match action {
         Action::Goto(ChainName::Denied(denial)) => omission(denial.action()),
         Action::Goto(chain) => format!("does not go on in {chain}"),
+        Action::Accept => "is not let on by this rule".to_owned(),
         Action::Count => "is not counted".to_owned(),
         Action::Mark(_) => "is not to be masqueraded by this rule".to_owned(),
         Action::Dnat { .. } => "takes none of these endpoints".to_owned(),

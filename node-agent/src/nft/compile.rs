@@ -10,6 +10,7 @@ use service_model::{IpFamily, Protocol};
 use super::affinity_rules;
 use super::layout::{Frontend, MAX_TARGETS, SetName, Shape, TABLE, Target};
 use super::ruleset::{Action, ChainName, HookPoint, Match, Rule as OurRule};
+use super::source_ranges::{PrefixLength, SourceNetwork};
 use super::step::Hairpin;
 use crate::local::Interfaces;
 use crate::nodeport_addresses::loopback;
@@ -46,10 +47,7 @@ pub fn set(of: IpFamily, name: SetName) -> Set {
         SetName::AffinityClients => affinity_rules::set_of_clients(of),
         SetName::ClusterIps => Set::new(&text, [Field::daddr(fam)]),
         SetName::NodeAddresses => Set::new(&text, [Field::daddr(fam)]),
-        SetName::SourceRanges => {
-            let ranges = [key(Shape::Vip), vec![Field::saddr(fam)]].concat();
-            Set { flags: Set::INTERVAL, ..Set::new(&text, ranges) }
-        }
+        SetName::SourceRanges(_) => Set::new(&text, [key(Shape::Vip), vec![Field::saddr(fam)]].concat()),
         SetName::Hairpin => {
             Set::new(&text, [Field::saddr(fam), Field::daddr(fam), Field::L4PROTO, Field::TH_DPORT])
         }
@@ -113,24 +111,16 @@ pub fn hairpin_key(hairpin: Hairpin) -> Value {
     Value::new().ip(target.ip).ip(target.ip).u8(protocol.number()).port(target.port)
 }
 
-/// The first and the last key of a range.
-pub fn range_keys(frontend: Frontend, network: IpNet) -> (Value, Value) {
-    (key(frontend).ip(network.network()), key(frontend).ip(network.broadcast()))
+pub fn source_key(frontend: Frontend, network: SourceNetwork) -> Value {
+    key(frontend).ip(network.address())
 }
 
-/// The opposite of [`range_keys`]; `None` where it is no network.
-pub fn parse_range(of: IpFamily, first: &[u8], last: &[u8]) -> Option<(Frontend, IpNet)> {
-    let (frontend, first) = parse_key(of, Shape::Vip, first)?;
-    let (same, last) = parse_key(of, Shape::Vip, last)?;
-    let ((first, _), (last, _)) = (parse_ip(of, first)?, parse_ip(of, last)?);
-    let prefix = match (first, last) {
-        (IpAddr::V4(first), IpAddr::V4(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
-        (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
-        _ => return None,
-    };
-    let network = IpNet::new(first, u8::try_from(prefix).ok()?).ok()?;
-    let is_whole = network.network() == first && network.broadcast() == last;
-    (is_whole && same == frontend).then_some((frontend, network))
+/// The opposite of [`source_key`]; `None` where the address has more bits than the length.
+pub fn parse_source(of: IpFamily, length: PrefixLength, bytes: &[u8]) -> Option<(Frontend, SourceNetwork)> {
+    let (frontend, rest) = parse_key(of, Shape::Vip, bytes)?;
+    let (address, _) = parse_ip(of, rest)?;
+    let network = length.network_of(address);
+    (network.address() == address).then_some((frontend, network))
 }
 
 /// The opposite of [`key`]; the rest of the bytes is what follows the frontend.
@@ -260,10 +250,12 @@ fn expressions_of_match(of: IpFamily, matched: &Match, exprs: &mut Vec<Expr>) {
         }
         Match::FromInterface(interfaces) => compare_interface(*interfaces, CmpOp::Equal, exprs),
         Match::NotFromInterface(interfaces) => compare_interface(*interfaces, CmpOp::NotEqual, exprs),
-        Match::NotFromItsRanges => {
+        Match::FromItsRanges(length) => {
             load_key(of, Shape::Vip, exprs);
-            exprs.push(Expr::saddr(fam, registers(of, Shape::Vip).index));
-            exprs.push(Expr::not_in_set(&SetName::SourceRanges.to_string(), Reg::R1));
+            let source = registers(of, Shape::Vip).index;
+            exprs.push(Expr::saddr(fam, source));
+            exprs.extend(keep_prefix(of, length.bits(), source));
+            exprs.push(Expr::in_set(&SetName::SourceRanges(*length).to_string(), Reg::R1));
         }
         Match::FromThisHost => exprs.extend(Expr::saddr_is_local()),
         Match::Marked(mark) => {
@@ -297,20 +289,31 @@ fn compare_interface(interfaces: Interfaces, op: CmpOp, exprs: &mut Vec<Expr>) {
 
 /// Masks the address in the first register and compares it.
 fn compare_network(network: IpNet, op: CmpOp, exprs: &mut Vec<Expr>) {
-    let (mask, zero) = match network {
-        IpNet::V4(net) => (Value::new().ipv4(net.netmask()), Value::new().ipv4(Ipv4Addr::UNSPECIFIED)),
-        IpNet::V6(net) => (Value::new().ipv6(net.netmask()), Value::new().ipv6(Ipv6Addr::UNSPECIFIED)),
-    };
-    if network.prefix_len() < network.max_prefix_len() {
-        exprs.push(Bitwise { sreg: Reg::R1, dreg: Reg::R1, mask, xor: zero }.into());
-    }
+    exprs.extend(keep_prefix(IpFamily::of(network.addr()), network.prefix_len(), Reg::R1));
     exprs.push(Cmp { sreg: Reg::R1, op, value: Value::new().ip(network.network()) }.into());
+}
+
+/// Clears all but the first bits of the address in the register; nothing for all bits.
+fn keep_prefix(of: IpFamily, bits: u8, reg: Reg) -> Option<Expr> {
+    let cleared = |width: u32| width.checked_sub(bits.into()).filter(|bits| *bits > 0);
+    let (mask, xor) = match of {
+        IpFamily::V4 => {
+            let mask = u32::MAX.checked_shl(cleared(u32::BITS)?).unwrap_or(0);
+            (Value::new().ipv4(mask.into()), Value::new().ipv4(Ipv4Addr::UNSPECIFIED))
+        }
+        IpFamily::V6 => {
+            let mask = u128::MAX.checked_shl(cleared(u128::BITS)?).unwrap_or(0);
+            (Value::new().ipv6(mask.into()), Value::new().ipv6(Ipv6Addr::UNSPECIFIED))
+        }
+    };
+    Some(Bitwise { sreg: reg, dreg: reg, mask, xor }.into())
 }
 
 fn expressions_of_action(of: IpFamily, action: Action, exprs: &mut Vec<Expr>) {
     let fam = family(of);
     match action {
         Action::Goto(chain) => exprs.push(Expr::goto(&chain.to_string())),
+        Action::Accept => exprs.push(nfnetlink::Verdict::Accept.into()),
         Action::Mark(mark) => {
             let set_bit = Expr::mask32(Reg::R1, !mark.value(), mark.value());
             exprs.extend([Expr::mark(Reg::R1), set_bit, Expr::set_mark(Reg::R1)]);

@@ -11,6 +11,7 @@ use super::affinity::{AffinityKey, DesiredAffinity};
 use super::claims::Title;
 use super::groups::Groups;
 use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SizeClass, Target};
+use super::source_ranges::SourceNetwork;
 use super::step::Hairpin;
 use crate::config::Families;
 use crate::select::{Place, Selection, select};
@@ -33,8 +34,8 @@ pub struct DesiredFrontend {
     /// Sorted.
     pub cluster: Vec<Target>,
     pub local: Vec<Target>,
-    /// The networks from which it is reached, none of which overlaps another; empty for everywhere.
-    pub sources: Vec<IpNet>,
+    /// The networks from which it is reached; none for everywhere.
+    pub sources: BTreeSet<SourceNetwork>,
     /// What decides if another Service wants it too.
     pub title: Title,
     /// The chains that it asks before it spreads over a pool.
@@ -185,18 +186,18 @@ fn frontends(
 /// Of those that the Service names for the family. The node's own connections to an address that is
 /// also one of its own may carry it as their source, so it counts as the node (kube-proxy's
 /// `allowFromNode`).
-fn allowed_sources(service: &Service, family: IpFamily, node: Option<&Node>) -> Vec<IpNet> {
+fn allowed_sources(service: &Service, family: IpFamily, node: Option<&Node>) -> BTreeSet<SourceNetwork> {
     let of_family = |network: &&IpNet| IpFamily::of(network.addr()) == family;
     let mut networks: Vec<IpNet> = service.source_ranges.iter().filter(of_family).copied().collect();
     if networks.iter().any(|network| network.prefix_len() == 0) {
-        return Vec::new();
+        return BTreeSet::new();
     }
     let mut node_ips = node.into_iter().flat_map(Node::primary_ips);
     if node_ips.any(|ip| networks.iter().any(|network| network.contains(&ip))) {
         let own = service.vip_mode_ips().filter(|ip| IpFamily::of(*ip) == family);
         networks.extend(own.map(IpNet::from));
     }
-    IpNet::aggregate(&networks)
+    IpNet::aggregate(&networks).into_iter().flat_map(SourceNetwork::within).collect()
 }
 
 fn desired(
@@ -234,7 +235,7 @@ fn desired(
         }
     }
     let title = Title::Allocated;
-    DesiredFrontend { label, groups, cluster, local, sources: Vec::new(), title, affinities: Vec::new() }
+    DesiredFrontend { label, groups, cluster, local, sources: BTreeSet::new(), title, affinities: Vec::new() }
 }
 
 /// `nft` refuses longer comments on input, and so would lose them on a restore.

@@ -215,6 +215,7 @@ impl<'a> Walk<'a> {
                 Action::Goto(next) => return self.follow(next, at, ways, note),
                 Action::Mark(_) => at.marked = true,
                 Action::Count => {}
+                Action::Accept => return ways.push((End::Through, at)),
                 Action::Drop => return ways.push((End::Dropped, at)),
                 Action::Reset | Action::Reject => return ways.push((End::Refused, at)),
                 Action::Masquerade | Action::UnmarkAndMasquerade(_) => {
@@ -260,9 +261,9 @@ impl<'a> Walk<'a> {
             Match::Over(other) => protocol == *other,
             Match::FromInterface(interfaces) => interfaces.contain(interface),
             Match::NotFromInterface(interfaces) => !interfaces.contain(interface),
-            Match::NotFromItsRanges => {
+            Match::FromItsRanges(length) => {
                 let networks = self.mirror.source_ranges.get(&at.packet.frontend(Shape::Vip));
-                !networks.into_iter().flatten().any(|network| network.contains(&source))
+                networks.is_some_and(|networks| networks.contains(&length.network_of(source)))
             }
             Match::FromThisHost => self.sent,
             Match::Marked(_) => at.marked,

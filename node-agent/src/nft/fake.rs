@@ -52,12 +52,6 @@ fn refusal(step: &Step, state: &Mirror) -> Option<&'static str> {
             {
                 return Some("ENOENT: there is no such chain");
             }
-            if let Element::SourceRange { frontend, network } = element
-                && let Some(networks) = state.source_ranges.get(frontend)
-                && networks.iter().any(|other| other.contains(network) || network.contains(other))
-            {
-                return Some("EEXIST: the range overlaps another");
-            }
             holds(state, element).then_some("EEXIST: the element is there")
         }
         Step::Delete(element) => (!holds(state, element)).then_some("ENOENT: there is no such element"),

@@ -245,7 +245,7 @@ impl Kernel {
                 structure.chains.insert(*name);
             }
         }
-        let wanted: BTreeMap<String, SetName> = SetName::all().map(|s| (s.to_string(), s)).collect();
+        let wanted: BTreeMap<String, SetName> = SetName::all(family).map(|s| (s.to_string(), s)).collect();
         // An anonymous set is part of a rule, and goes with it.
         for listed in self.socket.sets(table)?.into_iter().filter(|listed| !listed.item.is_anonymous()) {
             match wanted.get(&listed.item.name) {
@@ -307,7 +307,7 @@ fn write(step: &Step, batch: &mut Batch) {
     match step {
         Step::CreateTable(ruleset) => {
             batch.add_table(&Table::new(table.family, TABLE));
-            for set in SetName::all() {
+            for set in SetName::all(ruleset.family) {
                 batch.add_set(table, &compile::set(ruleset.family, set));
             }
             for chain in &ruleset.chains {
@@ -343,10 +343,7 @@ fn write(step: &Step, batch: &mut Batch) {
         }
         Step::Delete(element) => {
             let set = element.set().to_string();
-            let (key, end) = (key_of(element), key_end_of(element));
-            let kernel = KernelElement::key(key.bytes());
-            let key_end = end.as_ref().map(nfnetlink::Value::bytes);
-            batch.delete_elements(table, &set).push(&KernelElement { key_end, ..kernel });
+            batch.delete_elements(table, &set).push(&KernelElement::key(key_of(element).bytes()));
         }
     }
 }
@@ -365,16 +362,8 @@ fn key_of(element: &Element) -> nfnetlink::Value {
         | Element::Affinity { frontend, .. } => compile::key(*frontend),
         Element::Endpoint { frontend, index, .. } => compile::key(*frontend).u32(*index),
         Element::NodeAddress(ip) | Element::ClusterIp(ip) => nfnetlink::Value::new().ip(*ip),
-        Element::SourceRange { frontend, network } => compile::range_keys(*frontend, *network).0,
+        Element::SourceRange { frontend, network } => compile::source_key(*frontend, *network),
         Element::Hairpin(hairpin) => compile::hairpin_key(*hairpin),
-    }
-}
-
-/// The last key of an element that is a range.
-fn key_end_of(element: &Element) -> Option<nfnetlink::Value> {
-    match element {
-        Element::SourceRange { frontend, network } => Some(compile::range_keys(*frontend, *network).1),
-        _ => None,
     }
 }
 
@@ -392,14 +381,11 @@ fn with_kernel_element(element: &Element, use_it: impl FnOnce(KernelElement<'_>)
             let jump = ElementData::Verdict(Verdict::Jump(chain.to_string()));
             use_it(KernelElement { data: Some(jump), ..KernelElement::key(key.bytes()) });
         }
-        Element::SourceRange { .. } => {
-            let end = key_end_of(element);
-            let key_end = end.as_ref().map(nfnetlink::Value::bytes);
-            use_it(KernelElement { key_end, ..KernelElement::key(key.bytes()) });
-        }
-        Element::Member { .. } | Element::NodeAddress(_) | Element::ClusterIp(_) | Element::Hairpin(_) => {
-            use_it(KernelElement::key(key.bytes()));
-        }
+        Element::Member { .. }
+        | Element::NodeAddress(_)
+        | Element::ClusterIp(_)
+        | Element::SourceRange { .. }
+        | Element::Hairpin(_) => use_it(KernelElement::key(key.bytes())),
     }
 }
 
@@ -434,8 +420,8 @@ fn parse(family: IpFamily, set: SetName, element: &KernelElement<'_>) -> Option<
             }
         }
         SetName::AffinityClients => None,
-        SetName::SourceRanges => {
-            let (frontend, network) = compile::parse_range(family, element.key, element.key_end?)?;
+        SetName::SourceRanges(length) => {
+            let (frontend, network) = compile::parse_source(family, length, element.key)?;
             Some(Element::SourceRange { frontend, network })
         }
         SetName::ClusterIps => Some(Element::ClusterIp(compile::parse_ip(family, element.key)?.0)),

@@ -16,6 +16,8 @@ use std::net::IpAddr;
 
 use service_model::{IpFamily, Protocol};
 
+use super::source_ranges::PrefixLength;
+
 /// The table that is ours, in the families `ip` and `ip6`. Nothing outside it is ever touched.
 pub const TABLE: &str = "fairlead";
 
@@ -127,8 +129,8 @@ pub enum SetName {
     AffinityClients,
     /// Every ClusterIP, whatever its ports.
     ClusterIps,
-    /// `(frontend . networks)` from which a [`Group::Firewalled`] one is reached.
-    SourceRanges,
+    /// `(frontend . network)`, for the networks of that length from which a [`Group::Firewalled`] one is reached.
+    SourceRanges(PrefixLength),
     /// `address . address . protocol . port` of the endpoints on this node: a connection that
     /// comes back to its own source is masqueraded.
     Hairpin,
@@ -202,7 +204,8 @@ impl Group {
 }
 
 impl SetName {
-    pub fn all() -> impl Iterator<Item = SetName> {
+    /// Those of a family's table. The kernel looks a set up by going through them in this order.
+    pub fn all(family: IpFamily) -> impl Iterator<Item = SetName> {
         let of_shape = |shape| {
             let pools = [Pool::Cluster, Pool::Local];
             let endpoints = pools.into_iter().map(move |pool| SetName::Endpoints(shape, pool));
@@ -211,13 +214,10 @@ impl SetName {
                 .chain(affinities)
                 .chain(Group::all(shape).map(move |group| SetName::Group(shape, group)))
         };
-        of_shape(Shape::Vip).chain(of_shape(Shape::NodePort)).chain([
-            SetName::AffinityClients,
-            SetName::NodeAddresses,
-            SetName::SourceRanges,
-            SetName::ClusterIps,
-            SetName::Hairpin,
-        ])
+        let single =
+            [SetName::AffinityClients, SetName::NodeAddresses, SetName::ClusterIps, SetName::Hairpin];
+        let ranges = PrefixLength::all(family).map(SetName::SourceRanges);
+        of_shape(Shape::Vip).chain(of_shape(Shape::NodePort)).chain(single).chain(ranges)
     }
 }
 
@@ -235,7 +235,7 @@ impl fmt::Display for SetName {
             SetName::AffinityClients => f.write_str("affinity-clients"),
             SetName::NodeAddresses => f.write_str("nodeport-ips"),
             SetName::ClusterIps => f.write_str("cluster-ips"),
-            SetName::SourceRanges => f.write_str("source-ranges"),
+            SetName::SourceRanges(length) => write!(f, "source-ranges-{}", length.bits()),
             SetName::Hairpin => f.write_str("hairpin"),
             SetName::Group(shape, group) => {
                 let many = if shape == Shape::NodePort { "nodeports" } else { "vips" };
@@ -297,8 +297,10 @@ mod tests {
 
     #[test]
     fn sets_have_different_names_that_the_kernel_takes() {
-        let names: Vec<String> = SetName::all().map(|set| set.to_string()).collect();
-        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
-        assert!(names.iter().all(|name| name.len() < 32));
+        for family in FAMILIES {
+            let names: Vec<String> = SetName::all(family).map(|set| set.to_string()).collect();
+            assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+            assert!(names.iter().all(|name| name.len() < 32));
+        }
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use service_model::IpFamily;
 
 use super::affinity::Affinities;
 use super::groups::Groups;
 use super::layout::{FAMILIES, Frontend, Group, Pool, SetName, Target};
 use super::ruleset::{ChainName, Ruleset};
+use super::source_ranges::SourceNetwork;
 use super::step::{Element, Hairpin, Step};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Mirror {
     pub node_addresses: BTreeSet<IpAddr>,
     pub cluster_ips: BTreeSet<IpAddr>,
     /// From where frontends are reached that are not reached from everywhere.
-    pub source_ranges: BTreeMap<Frontend, BTreeSet<IpNet>>,
+    pub source_ranges: BTreeMap<Frontend, BTreeSet<SourceNetwork>>,
     pub hairpins: BTreeSet<Hairpin>,
     pub affinities: Affinities,
 }
@@ -82,7 +82,7 @@ impl Mirror {
                 *self.structure_mut(family) = Structure {
                     exists: true,
                     chains: ruleset.chains.iter().map(|chain| chain.name).collect(),
-                    sets: SetName::all().collect(),
+                    sets: SetName::all(family).collect(),
                     ..Structure::default()
                 };
             }
@@ -202,7 +202,7 @@ impl Structure {
             && self.other_chains.is_empty()
             && self.other_sets.is_empty()
             && ruleset.chains.iter().all(|chain| self.chains.contains(&chain.name))
-            && SetName::all().all(|set| self.sets.contains(&set))
+            && SetName::all(ruleset.family).all(|set| self.sets.contains(&set))
     }
 }
 

@@ -25,5 +25,6 @@ pub mod plan;
 pub mod probe;
 pub mod reading;
 pub mod ruleset;
+pub mod source_ranges;
 pub mod step;
 pub mod stranded;

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use service_model::ServiceName;
 
 use super::affinity::AffinityKey;
@@ -19,6 +18,7 @@ use super::desired::{DesiredFrontend, DesiredService};
 use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SetName, SizeClass, Target};
 use super::mirror::{FrontendState, Mirror};
 use super::ruleset::Ruleset;
+use super::source_ranges::SourceNetwork;
 use super::step::{Element, Hairpin, Step};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -186,8 +186,9 @@ pub fn plan_structure(rulesets: &[Ruleset], mirror: &Mirror) -> Plan {
             plan.now.push(Step::CreateTable(Box::new(ruleset.clone())));
             continue;
         }
-        plan.now
-            .extend(SetName::all().filter(|s| !have.sets.contains(s)).map(|s| Step::CreateSet(family, s)));
+        plan.now.extend(
+            SetName::all(family).filter(|s| !have.sets.contains(s)).map(|s| Step::CreateSet(family, s)),
+        );
         // Those that others lead to first: one that is missing is made before a rule names it.
         let wrong = ruleset.chains.iter().rev().map(|c| c.name).filter(|name| !have.chains.contains(name));
         plan.now.extend(wrong.map(|name| Step::RewriteChain(name, Box::new(ruleset.clone()))));
@@ -259,7 +260,7 @@ impl Plan {
         }
         self.put_off(holder, surplus);
         self.leads(frontend, want, mirror);
-        self.source_ranges(frontend, want.map_or(&[], |w| &w.sources), mirror);
+        self.source_ranges(frontend, want.map(|w| &w.sources), mirror);
         let groups = want.map(|w| w.groups).unwrap_or_default();
         for group in have.groups.without(groups).iter() {
             self.now.push(Step::Delete(member(frontend, group, &have.label)));
@@ -274,14 +275,13 @@ impl Plan {
         }
     }
 
-    /// What goes goes first: ranges must not overlap.
-    fn source_ranges(&mut self, frontend: Frontend, want: &[IpNet], mirror: &Mirror) {
-        let have = mirror.source_ranges.get(&frontend);
-        let element = |network: &IpNet| Element::SourceRange { frontend, network: *network };
-        let gone = have.into_iter().flatten().filter(|network| !want.contains(network));
-        self.now.extend(gone.map(|network| Step::Delete(element(network))));
-        let new = want.iter().filter(|network| have.is_none_or(|have| !have.contains(network)));
-        self.now.extend(new.map(|network| Step::Add(element(network))));
+    fn source_ranges(&mut self, frontend: Frontend, want: Option<&BTreeSet<SourceNetwork>>, mirror: &Mirror) {
+        let nothing = BTreeSet::new();
+        let (want, have) =
+            (want.unwrap_or(&nothing), mirror.source_ranges.get(&frontend).unwrap_or(&nothing));
+        let element = |network: &SourceNetwork| Element::SourceRange { frontend, network: *network };
+        self.now.extend(have.difference(want).map(|network| Step::Delete(element(network))));
+        self.now.extend(want.difference(have).map(|network| Step::Add(element(network))));
     }
 
     /// To the chains that keep clients.

@@ -64,7 +64,7 @@ fn trials(of: IpFamily) -> (Batch, Trials) {
         trials.insert(message, vec![feature]);
     };
     note(batch.add_table(&Table::new(table.family, TABLE)), family_feature(of));
-    for name in SetName::all() {
+    for name in SetName::all(of) {
         let set = compile::set(of, name);
         let rule_filled = set == affinity_rules::set_of_clients(of);
         note(batch.add_set(table, &set), if rule_filled { DYNAMIC_SETS } else { SETS });

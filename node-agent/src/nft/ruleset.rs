@@ -1,7 +1,7 @@
 //! The chains of our table, as data. They depend on the configuration alone, never on Services.
 //!
 //! ```text
-//! filter prerouting, output -110:      new connections to firewall-vips, not from source-ranges ▶ drop
+//! filter prerouting, output -110:      new connections to firewall-vips ▶ source-ranges ─ from none of them ▶ drop
 //! nat   prerouting -100, output -100:  service-vips ──▶ services ─┬─ ext-local-vips ▶ ext-local ─┬─ pod, node ▶ spread
 //!                                                                ├─ external-vips  ▶ external   └─ other     ▶ local-spread
 //!                                                                └─ ClusterIPs ────▶ spread ──▶ n-K ▶ lb-K ▶ dnat
@@ -24,6 +24,7 @@ use service_model::{IpFamily, Protocol};
 
 use super::denial::{Denial, UNSERVED_ON_LOOPBACK};
 use super::layout::{FAMILIES, Group, MasqueradeMark, Pool, Shape, SizeClass};
+use super::source_ranges::PrefixLength;
 use crate::config::Config;
 use crate::local::{Interfaces, Pods};
 
@@ -51,6 +52,8 @@ pub enum ChainName {
     FilterInput,
     FilterForward,
     FilterOutput,
+    /// Who reaches a frontend that is reached from some networks only.
+    SourceRanges,
     /// All traffic to frontends of the shape.
     Services(Shape),
     External(Shape),
@@ -107,8 +110,8 @@ pub enum Match {
     /// It came in by one of them.
     FromInterface(Interfaces),
     NotFromInterface(Interfaces),
-    /// The source is in none of the networks from which the frontend is reached.
-    NotFromItsRanges,
+    /// The source is in one of the networks of that length from which the frontend is reached.
+    FromItsRanges(PrefixLength),
     /// The source is an address of this host.
     FromThisHost,
     Marked(MasqueradeMark),
@@ -119,6 +122,8 @@ pub enum Match {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     Goto(ChainName),
+    /// Nothing more is asked at this hook.
+    Accept,
     /// Ask for masquerading, and go on.
     Mark(MasqueradeMark),
     /// Count the packet, and go on.
@@ -155,6 +160,7 @@ impl Ruleset {
         let mut chains = vec![
             Chain::new(ChainName::FirewallPrerouting, firewall()),
             Chain::new(ChainName::FirewallOutput, firewall()),
+            Chain::new(ChainName::SourceRanges, source_ranges(family)),
             Chain::new(ChainName::NatPrerouting, dispatch(family, config)),
             Chain::new(ChainName::NatOutput, dispatch(family, config)),
             Chain::new(ChainName::NatPostrouting, postrouting(config.masquerade_mark)),
@@ -205,7 +211,14 @@ impl Ruleset {
 /// Before the translation: a NodePort that leads to the same endpoints is not concerned.
 fn firewall() -> Vec<Rule> {
     let firewalled = Match::To(Shape::Vip, Group::Firewalled);
-    vec![Rule::denying(vec![Match::New, firewalled, Match::NotFromItsRanges], Denial::OutsideSourceRanges)]
+    let action = Action::Goto(ChainName::SourceRanges);
+    vec![Rule { matches: vec![Match::New, firewalled], action }]
+}
+
+fn source_ranges(family: IpFamily) -> Vec<Rule> {
+    let allowed = |length| Rule { matches: vec![Match::FromItsRanges(length)], action: Action::Accept };
+    let others = Rule::denying(Vec::new(), Denial::OutsideSourceRanges);
+    PrefixLength::all(family).map(allowed).chain([others]).collect()
 }
 
 fn dispatch(family: IpFamily, config: &Config) -> Vec<Rule> {
@@ -406,6 +419,7 @@ impl fmt::Display for ChainName {
             ChainName::FilterInput => f.write_str("filter-input"),
             ChainName::FilterForward => f.write_str("filter-forward"),
             ChainName::FilterOutput => f.write_str("filter-output"),
+            ChainName::SourceRanges => f.write_str("source-ranges"),
             ChainName::Services(Shape::Vip) => f.write_str("services"),
             ChainName::Services(Shape::NodePort) => f.write_str("nodeports"),
             ChainName::External(shape) => write!(f, "{}external", prefix(shape)),

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use service_model::{IpFamily, Protocol};
 
 use super::affinity::{AffinityChain, AffinityKey};
 use super::layout::{Frontend, Group, Pool, SetName, TABLE, Target};
 use super::ruleset::{ChainName, Ruleset};
+use super::source_ranges::SourceNetwork;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -60,7 +60,7 @@ pub enum Element {
     /// The frontend is reached from the network.
     SourceRange {
         frontend: Frontend,
-        network: IpNet,
+        network: SourceNetwork,
     },
     Hairpin(Hairpin),
 }
@@ -94,7 +94,7 @@ impl Element {
             Element::Affinity { frontend, pool, .. } => SetName::Affinity(frontend.shape(), *pool),
             Element::NodeAddress(_) => SetName::NodeAddresses,
             Element::ClusterIp(_) => SetName::ClusterIps,
-            Element::SourceRange { .. } => SetName::SourceRanges,
+            Element::SourceRange { network, .. } => SetName::SourceRanges(network.length()),
             Element::Hairpin(_) => SetName::Hairpin,
         }
     }
@@ -130,8 +130,8 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::CreateTable(ruleset) => {
-                let sets = SetName::all().count();
                 let (family, chains) = (ruleset.family, ruleset.chains.len());
+                let sets = SetName::all(family).count();
                 write!(f, "create the {family} table {TABLE} with its {chains} chains and {sets} sets")
             }
             Step::DeleteTable(family) => write!(f, "delete the {family} table {TABLE}"),
