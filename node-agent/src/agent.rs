@@ -18,9 +18,10 @@ use crate::events::{self, Events};
 use crate::health::{Health, Moment};
 use crate::health_checks::HealthChecks;
 use crate::host::AddressChanges;
-use crate::local::PodCidrWait;
 use crate::localhost::LocalhostNodePorts;
 use crate::metrics::Metrics;
+use crate::nft::note::Note;
+use crate::node_wait::{AddressWait, PodCidrWait};
 use crate::nodeport_addresses::PrimaryIps;
 use crate::overrides::Overrides;
 use crate::select::Place;
@@ -56,6 +57,9 @@ pub struct Agent {
     min_sync_period: Duration,
     first_sync: Option<ReadyToken>,
     pod_cidrs: PodCidrWait,
+    addresses: AddressWait,
+    /// The connection table is looked through after the next sync, whatever that does.
+    look_through: bool,
     zone: Option<Box<str>>,
     primary_ips: PrimaryIps,
     /// Services whose health check port, or port on loopback, may have to change.
@@ -94,6 +98,8 @@ impl Agent {
             min_sync_period,
             first_sync: Some(first_sync),
             pod_cidrs: PodCidrWait::new(config.detect_local),
+            addresses: AddressWait::new(&config),
+            look_through: false,
             zone: None,
             primary_ips: PrimaryIps::default(),
             conntrack: None,
@@ -137,6 +143,16 @@ impl Agent {
                 self.events.of_service(service, events::REFUSED, message);
             }
         }
+        for (name, note) in self.engine.take_notes() {
+            tracing::warn!(service = name.as_str(), "{note}");
+            if let Some(service) = self.world.service(&name) {
+                let reason = match note {
+                    Note::Taken { .. } => events::ADDRESS_TAKEN,
+                    Note::TooManyEndpoints { .. } => events::TOO_MANY_ENDPOINTS,
+                };
+                self.events.of_service(service, reason, format!("On node {node}: {note}"));
+            }
+        }
         for (name, port, error) in self.checks.take_failures() {
             if let Some(service) = self.world.service(&name) {
                 let message =
@@ -172,7 +188,8 @@ impl Agent {
         let mut recheck = tokio::time::interval(RECHECK);
         recheck.tick().await;
         loop {
-            let next_due = [self.engine.next_due(), self.next_check].into_iter().flatten().min();
+            let next_due = [self.engine.next_due(), self.next_check, self.addresses.next_due()];
+            let next_due = next_due.into_iter().flatten().min();
             // What is due earlier than a sync is allowed waits for it too.
             let due = self.pod_cidrs.next_due().or(self.not_before).or(next_due);
             tokio::select! {
@@ -193,7 +210,7 @@ impl Agent {
                     addresses.take();
                     self.engine.mark_host();
                 }
-                _ = recheck.tick() => self.engine.doubt(),
+                _ = recheck.tick() => self.recheck(),
                 () = sleep_until(due) => {}
             }
             let now = Instant::now();
@@ -210,13 +227,32 @@ impl Agent {
     /// Nothing is decided before.
     fn knows_enough(&mut self, now: Instant) -> bool {
         let node = self.world.node(&self.config.node_name);
-        self.world.has_synced(&KINDS) && self.pod_cidrs.is_over(node, now)
+        if !self.world.has_synced(&KINDS) {
+            return false;
+        }
+        if self.addresses.gives_up(node, now) {
+            self.engine.go_on_without_addresses();
+        }
+        self.pod_cidrs.is_over(node, now)
+    }
+
+    /// What others did is told by the kernel; this is in case it was not.
+    fn recheck(&mut self) {
+        match self.engine.recheck() {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("our tables are not as we left them; putting them right"),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "reading our tables; trying again");
+                self.engine.doubt();
+            }
+        }
+        self.look_through = true;
     }
 
     fn sync(&mut self, now: Instant) {
         let reads = self.engine.in_doubt();
         let checks = !self.changed.is_empty() || self.next_check.is_some_and(|at| at <= now);
-        if !reads && !self.engine.has_work(now) && !checks {
+        if !reads && !self.engine.has_work(now) && !checks && !self.look_through {
             self.not_before = None;
             self.health.updated(Moment::now());
             return;
@@ -233,7 +269,8 @@ impl Agent {
                 }
                 self.health.updated(done);
                 if let Some(feed) = &mut self.conntrack {
-                    feed.committed(&self.world, self.engine.nodeport_addresses(), reads);
+                    let look = std::mem::take(&mut self.look_through) || reads;
+                    feed.committed(&self.world, self.engine.nodeport_addresses(), look);
                 }
                 // Who stands in for another proxy takes over after this: a kernel that refuses nearly everything
                 // would leave the node with neither.

@@ -44,6 +44,8 @@ pub struct NodeFacts {
     /// The first a family, as for kube-proxy (`getLocalDetectors`, cmd/kube-proxy/app/server_linux.go).
     pub pod_cidrs: ClusterCidrs,
     pub primary_ips: PrimaryIps,
+    /// Primary addresses are not waited for any more.
+    pub unaddressed: bool,
 }
 
 /// At most one range a family.
@@ -108,6 +110,7 @@ impl NodeFacts {
         let primary_ips: PrimaryIps = node.primary_ips().collect();
         if primary_ips != PrimaryIps::default() {
             facts.primary_ips = primary_ips;
+            facts.unaddressed = false;
         }
         facts
     }

@@ -27,6 +27,8 @@ pub struct Reason {
 pub const STARTING: Reason = Reason { name: "Starting", severity: Severity::Normal };
 pub const FAMILY_NOT_SERVED: Reason = Reason { name: "AddressFamilyNotServed", severity: Severity::Warning };
 pub const REFUSED: Reason = Reason { name: "ServiceRefusedByKernel", severity: Severity::Warning };
+pub const ADDRESS_TAKEN: Reason = Reason { name: "AddressTaken", severity: Severity::Warning };
+pub const TOO_MANY_ENDPOINTS: Reason = Reason { name: "TooManyEndpoints", severity: Severity::Warning };
 /// kube-proxy's (`pkg/proxy/healthcheck/service_health.go`).
 pub const NO_HEALTH_CHECK: Reason =
     Reason { name: "FailedToStartServiceHealthcheck", severity: Severity::Warning };

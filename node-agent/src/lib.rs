@@ -21,6 +21,7 @@ pub mod local;
 pub mod localhost;
 pub mod metrics;
 pub mod nft;
+pub mod node_wait;
 pub mod nodeport_addresses;
 pub mod overrides;
 pub mod preflight;

@@ -12,16 +12,11 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use service_model::{IpFamily, Node};
+use service_model::IpFamily;
 
 use crate::config::{ClusterCidrs, Config};
-
-/// As long as kube-proxy waits for a Node that has no podCIDRs yet (`NewNodeManager`,
-/// pkg/proxy/node.go).
-const POD_CIDR_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The modes by their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -82,13 +77,6 @@ pub enum InvalidInterface {
     Long(String),
     #[error("{0:?} is no interface's name: leave out blanks, '/', ':' and '*' (a prefix needs no wildcard)")]
     Characters(String),
-}
-
-/// Whether the Node's podCIDRs still have to be waited for.
-#[derive(Debug, Clone)]
-pub struct PodCidrWait {
-    until: Option<Instant>,
-    over: bool,
 }
 
 impl DetectLocal {
@@ -154,38 +142,6 @@ impl InterfaceName {
     /// As the kernel compares it.
     pub fn padded(&self) -> &[u8; Self::SIZE] {
         &self.bytes
-    }
-}
-
-impl PodCidrWait {
-    pub fn new(detect_local: DetectLocal) -> Self {
-        Self { until: None, over: detect_local != DetectLocal::NodeCidr }
-    }
-
-    /// Asked once everything is listed. After five minutes the answer is yes: Services work, and
-    /// nobody is known as a pod until the Node has podCIDRs.
-    pub fn is_over(&mut self, node: Option<&Node>, now: Instant) -> bool {
-        let known = node.is_some_and(|node| !node.pod_cidrs.is_empty());
-        if self.over || known {
-            self.over = true;
-            return true;
-        }
-        let begun = self.until.is_some();
-        let until = *self.until.get_or_insert(now + POD_CIDR_PATIENCE);
-        if until <= now {
-            tracing::warn!(
-                "the Node still has no podCIDRs: going on without, so nobody is known as a pod. Does the controller-manager allocate them (--allocate-node-cidrs)?"
-            );
-            self.over = true;
-        } else if !begun {
-            tracing::info!("waiting for the Node's podCIDRs");
-        }
-        self.over
-    }
-
-    /// When the answer changes by itself.
-    pub fn next_due(&self) -> Option<Instant> {
-        self.until.filter(|_| !self.over)
     }
 }
 
@@ -303,27 +259,5 @@ mod tests {
         assert!(named(bridge, "cni0") && !named(bridge, "cni01") && !named(bridge, "cni"));
         assert!(named(prefix, "veth") && named(prefix, "veth12ab") && !named(prefix, "vet"));
         assert!(!bridge.contain(None) && !prefix.contain(None), "what the host sends itself");
-    }
-
-    #[test]
-    fn pod_cidrs_are_waited_for_five_minutes_and_only_where_they_matter() {
-        let start = Instant::now();
-        let minutes = |n: u64| start + Duration::from_secs(60 * n);
-        let mut node = Node::new("here".into());
-        let mut wait = PodCidrWait::new(DetectLocal::ClusterCidr(ClusterCidrs::default()));
-        assert!(wait.is_over(Some(&node), start));
-
-        let mut wait = PodCidrWait::new(DetectLocal::NodeCidr);
-        assert!(!wait.is_over(None, start));
-        assert!(!wait.is_over(Some(&node), minutes(4)));
-        assert_eq!(wait.next_due(), Some(minutes(5)));
-        assert!(wait.is_over(Some(&node), minutes(5)));
-        assert_eq!(wait.next_due(), None);
-
-        let mut wait = PodCidrWait::new(DetectLocal::NodeCidr);
-        assert!(!wait.is_over(Some(&node), start));
-        node.pod_cidrs = vec!["10.244.1.0/24".parse().unwrap()];
-        assert!(wait.is_over(Some(&node), minutes(1)));
-        assert!(wait.is_over(None, minutes(2)), "not again, when the Node is made anew");
     }
 }

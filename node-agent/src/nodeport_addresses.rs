@@ -61,18 +61,19 @@ impl NodePortAddresses {
         });
         ranges.collect()
     }
-
-    /// Whether the answer waits for the Node object.
-    fn awaits(&self, primary: PrimaryIps) -> bool {
-        self.0.contains(&NodePortAddress::Primary) && primary == PrimaryIps::default()
-    }
 }
 
 impl Config {
+    /// Whether the answer waits for the Node object.
+    pub fn awaits_addresses(&self) -> bool {
+        let asks = self.nodeport_addresses.0.contains(&NodePortAddress::Primary);
+        asks && self.node.primary_ips == PrimaryIps::default() && !self.node.unaddressed
+    }
+
     /// Whether every address of the host but loopback answers, so that no list of them is needed.
     pub fn answers_everywhere(&self, family: IpFamily) -> bool {
         let ranges = self.nodeport_addresses.ranges(family, self.node.primary_ips);
-        let none = ranges.is_empty() && !self.nodeport_addresses.awaits(self.node.primary_ips);
+        let none = ranges.is_empty() && !self.awaits_addresses();
         none || ranges.iter().any(|range| range.prefix_len() == 0)
     }
 
@@ -85,7 +86,7 @@ impl Config {
     /// Those of the host's addresses that answer, in families where not all do. `None` while the Node
     /// object has to be waited for.
     pub fn answering(&self, host: &BTreeSet<IpAddr>) -> Option<BTreeSet<IpAddr>> {
-        if self.nodeport_addresses.awaits(self.node.primary_ips) {
+        if self.awaits_addresses() {
             return None;
         }
         let ranges: Vec<IpNet> = FAMILIES

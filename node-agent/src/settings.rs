@@ -88,6 +88,7 @@ impl Settings {
             "json" => LogFormat::Json,
             other => anyhow::bail!("logging.format is {other:?}: it should be text or json"),
         };
+        let bind_address = bind_address(&source)?;
         let config = Config {
             node_name: node_name(&source.hostname_override)?.into(),
             detect_local: detect_local(&source)?,
@@ -96,11 +97,12 @@ impl Settings {
             nodeport_addresses: nodeport_addresses(&source).context("nodePortAddresses")?,
             families: Families::default(),
             service_networks: BTreeSet::new(),
-            node: NodeFacts::default(),
+            // It counts also while there is no Node.
+            node: NodeFacts { primary_ips: bind_address.into_iter().collect(), ..NodeFacts::default() },
         };
         let overrides = Overrides {
             no_external_ips: source.feature_gates.get("AllowServiceExternalIPs") == Some(&false),
-            node_address: bind_address(&source)?.map(|ip| (config.node_name.clone(), ip)),
+            node_address: bind_address.map(|ip| (config.node_name.clone(), ip)),
         };
         let kubeconfig = &source.client_connection.kubeconfig;
         Ok(Self {

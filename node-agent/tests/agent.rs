@@ -17,8 +17,8 @@ use node_agent::metrics::Metrics;
 use node_agent::overrides::Overrides;
 use prometheus_client::registry::Registry;
 use service_model::{
-    Change, Kind, Node, NodeAddress, NodeAddressKind, Object, Protocol, Service, ServicePort, ServiceType,
-    TrafficPolicy,
+    Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, Node, NodeAddress, NodeAddressKind,
+    Object, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, TrafficPolicy,
 };
 use support::kernel::{in_namespace, ip, nft};
 use support::{Spec, config, name};
@@ -396,6 +396,61 @@ fn whoever_reads_events_learns_of_a_service_that_the_kernel_refuses() {
             "{text}"
         );
         assert!(told.try_recv().is_err(), "nothing is told of what is served");
+    });
+}
+
+#[test]
+fn who_asks_for_anothers_address_or_has_too_many_endpoints_is_told() {
+    with_agent_that_tells(Overrides::default(), async |tx, mut told| {
+        list(tx, &spec(&[1])).await;
+        let mut thief = plain(9, "ab");
+        thief.external_ips = vec![[10, 96, 0, 8].into()];
+        send(tx, [plain(8, "ab"), thief].map(|s| Change::Apply(Object::Service(s)))).await;
+        let (reason, uid, text) = next(&mut told).await;
+        assert_eq!((reason.as_str(), uid.as_str()), ("AddressTaken", "uid-9"));
+        assert!(text.starts_with("On node here: 10.96.0.8:80/TCP is ns/svc-8's"), "{text}");
+
+        let slices = (0..84).map(|part| {
+            let mut slice = EndpointSlice {
+                name: ObjectName::new("ns", &format!("slice-8-{part}")),
+                service: name(8),
+                family: IpFamily::V4,
+                ports: vec![EndpointPort { name: "ab".into(), protocol: Protocol::Tcp, port: 8080 }],
+                endpoints: Vec::new(),
+                triggered: None,
+            };
+            slice.endpoints = (0..100).map(|last| Endpoint::ready([10, 245, part, last].into())).collect();
+            Change::Apply(Object::EndpointSlice(slice))
+        });
+        send(tx, slices.collect::<Vec<_>>()).await;
+        let (reason, uid, text) = next(&mut told).await;
+        assert_eq!((reason.as_str(), uid.as_str()), ("TooManyEndpoints", "uid-8"));
+        assert!(text.contains("has more than 8192 endpoints"), "{text}");
+        assert!(told.try_recv().is_err(), "once");
+    });
+}
+
+#[test]
+fn a_node_address_or_a_service_cidr_that_changes_is_heeded_at_once() {
+    with_agent(async |tx, _| {
+        let ranged = Spec { external: Some(7), sources: 0b1, ..spec(&[1]) };
+        list(tx, &ranged).await;
+        until("programmed", PATIENCE, || listed("192.0.2.7 . tcp . 80 . 172.30.0.0")).await;
+        // The Node is in the range, so the address counts as the node.
+        assert!(listed("192.0.2.7 . tcp . 80 . 192.0.2.7"));
+        let mut node = Node::new("here".into());
+        node.addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, ip: [198, 51, 100, 1].into() }];
+        send(tx, [Change::Apply(Object::Node(node))]).await;
+        until("it no longer does", PATIENCE, || !listed("192.0.2.7 . tcp . 80 . 192.0.2.7")).await;
+
+        assert!(!listed("ip daddr 10.200.0.0/16"));
+        let networks = vec!["10.200.0.0/16".parse().unwrap()];
+        let cidr = ServiceCidr { name: "more".into(), networks };
+        send(tx, [Change::Apply(Object::ServiceCidr(cidr))]).await;
+        until("what nobody has of it is dropped", PATIENCE, || {
+            listed("ct state new ip daddr 10.200.0.0/16 goto drop-unallocated-address")
+        })
+        .await;
     });
 }
 

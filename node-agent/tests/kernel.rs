@@ -43,6 +43,7 @@ fn lives_and_dies(happenings: &[(Happening, bool)]) {
             now += Duration::from_secs(2);
             engine_sync(&mut engine, &mut agent, now);
         }
+        assert!(!engine.recheck().unwrap(), "what it thinks of the kernel is what the kernel has");
     }
     for _ in 0..2 {
         now += Duration::from_secs(2);
@@ -206,7 +207,7 @@ fn what_others_do_to_our_table_is_put_right_in_one_commit() {
         (
             "a chain that is gone, as in a table of an earlier version",
             "flush chain ip fairlead filter-forward; flush chain ip fairlead filter-output; \
-             delete chain ip fairlead reject-undefined-port",
+             flush chain ip fairlead filter-input; delete chain ip fairlead reject-undefined-port",
         ),
         (
             "a chain, and a rule that leads to it",

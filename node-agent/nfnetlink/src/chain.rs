@@ -3,8 +3,9 @@
 use crate::data_types::Family;
 use crate::table::Listed;
 use crate::uapi::{
-    NF_ACCEPT, NF_DROP, NFTA_CHAIN_HANDLE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY,
-    NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_CHAIN_USERDATA, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY,
+    NF_ACCEPT, NF_DROP, NFT_CHAIN_BINDING, NFTA_CHAIN_FLAGS, NFTA_CHAIN_HANDLE, NFTA_CHAIN_HOOK,
+    NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_CHAIN_USERDATA,
+    NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY,
 };
 use crate::userdata;
 use crate::wire::{Attrs, Message, Writer, be32, be64, name};
@@ -87,18 +88,20 @@ pub struct Chain {
     pub base: Option<BaseChain>,
     /// Shown by `nft`.
     pub comment: Option<String>,
+    /// It is part of the rule that jumps to it (`jump { … }`), and goes with it. Only read.
+    pub anonymous: bool,
 }
 
 impl Chain {
     /// A chain to jump to.
     pub fn regular(name: &str) -> Self {
-        Self { name: name.to_owned(), base: None, comment: None }
+        Self { name: name.to_owned(), base: None, comment: None, anonymous: false }
     }
 
     /// A chain that sees packets, with policy accept.
     pub fn base(name: &str, kind: ChainKind, hook: Hook, priority: i32) -> Self {
         let base = BaseChain { kind, hook, priority, policy: Policy::Accept };
-        Self { name: name.to_owned(), base: Some(base), comment: None }
+        Self { base: Some(base), ..Self::regular(name) }
     }
 
     pub(crate) fn encode(&self, table: &str, w: &mut Writer) {
@@ -130,6 +133,7 @@ impl Chain {
                 NFTA_CHAIN_TYPE => kind_of = Some(ChainKind::from_name(name(value)?)?),
                 NFTA_CHAIN_HOOK => hook = Some(decode_hook(value)?),
                 NFTA_CHAIN_POLICY if be32(value)? == NF_DROP as u32 => policy = Policy::Drop,
+                NFTA_CHAIN_FLAGS => chain.anonymous = be32(value)? & NFT_CHAIN_BINDING != 0,
                 NFTA_CHAIN_USERDATA => chain.comment = userdata::decode_comment(value).map(str::to_owned),
                 _ => {}
             }

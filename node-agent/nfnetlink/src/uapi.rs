@@ -66,6 +66,9 @@ pub(crate) const NFTA_CHAIN_NAME: u16 = 3;
 pub(crate) const NFTA_CHAIN_HOOK: u16 = 4;
 pub(crate) const NFTA_CHAIN_POLICY: u16 = 5;
 pub(crate) const NFTA_CHAIN_TYPE: u16 = 7;
+pub(crate) const NFTA_CHAIN_FLAGS: u16 = 10;
+/// Of a chain that is part of a rule.
+pub(crate) const NFT_CHAIN_BINDING: u32 = 4;
 pub(crate) const NFTA_CHAIN_USERDATA: u16 = 12;
 pub(crate) const NFTA_HOOK_HOOKNUM: u16 = 1;
 pub(crate) const NFTA_HOOK_PRIORITY: u16 = 2;

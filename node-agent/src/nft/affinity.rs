@@ -128,6 +128,12 @@ impl Affinities {
         &self.chains
     }
 
+    /// Chains with rules that are not ours.
+    pub fn edited(&self) -> impl Iterator<Item = &AffinityKey> {
+        let edited = AffinityChain::edited();
+        self.chains.iter().filter(move |(_, chain)| **chain == edited).map(|(key, _)| key)
+    }
+
     pub fn leads(&self) -> &BTreeMap<(Frontend, Pool), AffinityKey> {
         &self.leads
     }

@@ -63,6 +63,15 @@ impl<R: Ord + Clone> Claims<R> {
         self.by.get(resource).map(Claimants::owner)
     }
 
+    /// Who asks for it and is not its owner.
+    pub fn losers(&self, resource: &R) -> impl Iterator<Item = &ServiceName> {
+        let many = match self.by.get(resource) {
+            Some(Claimants::Many(names)) => Some(names),
+            _ => None,
+        };
+        many.into_iter().flatten().skip(1).map(|(_, name)| name)
+    }
+
     /// What the Service claims, in order, whether or not it owns it.
     pub fn of(&self, service: &ServiceName) -> &[R] {
         self.of.get(service).map_or(&[], |resources| resources)

@@ -144,12 +144,12 @@ pub fn parse_data(of: IpFamily, bytes: &[u8]) -> Option<Target> {
     Some(Target { ip, port: u16::from_be_bytes(rest.get(..2)?.try_into().ok()?) })
 }
 
-/// The opposite of [`hairpin_key`].
+/// The opposite of [`hairpin_key`]; `None` where it leads from one address to another.
 pub fn parse_hairpin(of: IpFamily, bytes: &[u8]) -> Option<Hairpin> {
     let (ip, rest) = parse_ip(of, bytes)?;
-    let (_, rest) = parse_ip(of, rest)?;
+    let (to, rest) = parse_ip(of, rest)?;
     let (protocol, port, _) = parse_port(rest)?;
-    Some(Hairpin { target: Target { ip, port }, protocol })
+    (ip == to).then_some(Hairpin { target: Target { ip, port }, protocol })
 }
 
 pub fn parse_ip(of: IpFamily, bytes: &[u8]) -> Option<(IpAddr, &[u8])> {

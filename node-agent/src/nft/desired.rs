@@ -10,7 +10,7 @@ use service_model::{IpFamily, Node, Protocol, Service, ServicePort, ServiceType,
 use super::affinity::{AffinityKey, DesiredAffinity};
 use super::claims::Title;
 use super::groups::Groups;
-use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SizeClass, Target};
+use super::layout::{FAMILIES, Frontend, Group, MAX_TARGETS, Pool, SizeClass, Target};
 use super::source_ranges::SourceNetwork;
 use super::step::Hairpin;
 use crate::config::Families;
@@ -53,14 +53,14 @@ impl DesiredService {
     /// Nothing, for a Service that has nothing to serve here or does not exist.
     pub fn of(service: &Service, world: &World, place: Place<'_>) -> Self {
         let mut desired = Self::default();
-        if service.service_type == ServiceType::ExternalName || service.cluster_ips.is_empty() {
+        if !is_served(service) {
             return desired;
         }
         if !service.ports.is_empty() {
             desired.cluster_ips = service.cluster_ips.iter().copied().collect();
         }
         for port in &service.ports {
-            for family in [IpFamily::V4, IpFamily::V6] {
+            for family in FAMILIES {
                 desired.add_port(service, port, family, world, place);
             }
         }
@@ -147,14 +147,31 @@ impl DesiredService {
     }
 }
 
+fn is_served(service: &Service) -> bool {
+    service.service_type != ServiceType::ExternalName && !service.cluster_ips.is_empty()
+}
+
 /// Where a Service's port answers, in a family.
 pub fn frontends_of(
     service: &Service,
     port: &ServicePort,
     family: IpFamily,
 ) -> impl Iterator<Item = Frontend> {
-    let served = service.service_type != ServiceType::ExternalName;
+    let served = is_served(service);
     frontends(service, port, family).map(|(frontend, ..)| frontend).filter(move |_| served)
+}
+
+/// All that a Service asks for, each with its best title.
+pub fn titles_of(service: &Service) -> BTreeMap<Frontend, Title> {
+    let mut titles = BTreeMap::new();
+    let ports = service.ports.iter().filter(|_| is_served(service));
+    for (frontend, _, title) in
+        ports.flat_map(|port| FAMILIES.map(|family| frontends(service, port, family))).flatten()
+    {
+        let best = titles.entry(frontend).or_insert(title);
+        *best = title.min(*best);
+    }
+    titles
 }
 
 /// None of a family in which the Service has no ClusterIP, whatever other addresses it has: as for

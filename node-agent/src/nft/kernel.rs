@@ -225,7 +225,8 @@ impl Kernel {
         let mut rules = self.rules(table)?;
         let wanted: BTreeMap<String, ChainName> =
             ruleset.chains.iter().map(|c| (c.name.to_string(), c.name)).collect();
-        for listed in self.socket.chains(table)? {
+        // What is anonymous is part of a rule, and goes with it.
+        for listed in self.socket.chains(table)?.into_iter().filter(|listed| !listed.item.anonymous) {
             let Some(name) = wanted.get(&listed.item.name) else {
                 match AffinityKey::parse(family, &listed.item.name) {
                     Some(key) if listed.item == Chain::regular(&listed.item.name) => {
@@ -246,7 +247,6 @@ impl Kernel {
             }
         }
         let wanted: BTreeMap<String, SetName> = SetName::all(family).map(|s| (s.to_string(), s)).collect();
-        // An anonymous set is part of a rule, and goes with it.
         for listed in self.socket.sets(table)?.into_iter().filter(|listed| !listed.item.is_anonymous()) {
             match wanted.get(&listed.item.name) {
                 Some(name) => {

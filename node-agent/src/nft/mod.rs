@@ -20,6 +20,7 @@ pub mod groups;
 pub mod kernel;
 pub mod layout;
 pub mod mirror;
+pub mod note;
 pub mod others;
 pub mod plan;
 pub mod probe;

@@ -11,12 +11,13 @@ use std::net::IpAddr;
 
 use service_model::ServiceName;
 
-use super::affinity::AffinityKey;
+use super::affinity::{AffinityChain, AffinityKey};
 use super::affinity_plan::{Numbering, Numbers, plan_chain};
 use super::claims::{Claims, Title};
 use super::desired::{DesiredFrontend, DesiredService};
 use super::layout::{Frontend, Group, MAX_TARGETS, Pool, SetName, SizeClass, Target};
 use super::mirror::{FrontendState, Mirror};
+use super::note::{Note, Notes};
 use super::ruleset::Ruleset;
 use super::source_ranges::SourceNetwork;
 use super::step::{Element, Hairpin, Step};
@@ -27,6 +28,8 @@ pub struct Plan {
     pub now: Vec<Step>,
     /// Committed at least a second after the last change of the Service that it belongs to.
     pub later: BTreeMap<Holder, Vec<Step>>,
+    /// Each is told by one plan.
+    pub notes: Vec<(ServiceName, Note)>,
 }
 
 /// The Service that owns a resource, or gave it up last; `None` for what another life of this
@@ -51,12 +54,20 @@ pub struct Planner {
     /// the Service that gave it up last.
     released: BTreeMap<Resource, ServiceName>,
     numbers: Numbers,
+    notes: Notes,
 }
 
 impl Planner {
     /// `seed`: different in each life of the program.
     pub fn new(seed: u64) -> Self {
         Self { numbers: Numbers::new(seed), ..Self::default() }
+    }
+
+    /// Which frontends a Service asks for, before it is planned: where many are planned in parts, who owns what must not
+    /// depend on the part.
+    pub fn foresee(&mut self, service: &ServiceName, titles: impl IntoIterator<Item = (Frontend, Title)>) {
+        let resources = titles.into_iter().map(|(frontend, title)| (Resource::Frontend(frontend), title));
+        self.claims.replace(service, resources);
     }
 
     /// The steps for some Services, in one commit. `desired_of` answers for any Service; others are
@@ -112,7 +123,9 @@ impl Planner {
                 Resource::ClusterIp(ip) => plan.cluster_ip(ip, owner.is_some(), mirror),
                 Resource::Frontend(frontend) => {
                     let desired = owner.map(|o| &*wanted.entry(o).or_insert_with_key(&desired_of));
-                    plan.frontend(frontend, desired.and_then(|d| d.frontends.get(&frontend)), holder, mirror);
+                    let want = desired.and_then(|d| d.frontends.get(&frontend));
+                    plan.notes.extend(self.notes.update(frontend, notes(frontend, want, &self.claims)));
+                    plan.frontend(frontend, want, holder, mirror);
                 }
             }
         }
@@ -192,6 +205,9 @@ pub fn plan_structure(rulesets: &[Ruleset], mirror: &Mirror) -> Plan {
         // Those that others lead to first: one that is missing is made before a rule names it.
         let wrong = ruleset.chains.iter().rev().map(|c| c.name).filter(|name| !have.chains.contains(name));
         plan.now.extend(wrong.map(|name| Step::RewriteChain(name, Box::new(ruleset.clone()))));
+        // What somebody wrote there may use what is to be deleted. Their Services fill them again.
+        let edited = mirror.affinities.edited().filter(|key| key.family == family);
+        plan.now.extend(edited.map(|key| Step::WriteAffinity(key.clone(), Box::new(AffinityChain::empty()))));
         plan.now.extend(have.other_chains.iter().map(|c| Step::FlushChain(family, c.clone())));
         // In this order: rules use sets, and maps of verdicts lead to chains.
         plan.now.extend(have.other_sets.iter().map(|s| Step::DeleteSet(family, s.clone())));
@@ -214,6 +230,7 @@ impl Plan {
 
     pub fn append(&mut self, other: Plan) {
         self.now.extend(other.now);
+        self.notes.extend(other.notes);
         for (holder, steps) in other.later {
             self.later.entry(holder).or_default().extend(steps);
         }
@@ -348,6 +365,19 @@ impl Plan {
         self.now.extend(now.into_iter().map(delete));
         later.into_iter().map(delete).collect()
     }
+}
+
+fn notes(
+    frontend: Frontend,
+    want: Option<&DesiredFrontend>,
+    claims: &Claims<Resource>,
+) -> BTreeSet<(ServiceName, Note)> {
+    let resource = Resource::Frontend(frontend);
+    let Some(owner) = claims.owner(&resource) else { return BTreeSet::new() };
+    let taken = |name: &ServiceName| (name.clone(), Note::Taken { frontend, by: owner.clone() });
+    let too_many = want.is_some_and(|w| w.cluster.len().max(w.local.len()) > MAX_TARGETS);
+    let too_many = too_many.then(|| (owner.clone(), Note::TooManyEndpoints { frontend }));
+    claims.losers(&resource).map(taken).chain(too_many).collect()
 }
 
 fn member(frontend: Frontend, group: Group, label: &str) -> Element {

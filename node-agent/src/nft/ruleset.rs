@@ -8,8 +8,8 @@
 //!                                      node address, service-nodeports ──▶ nodeports, alike
 //! nat   postrouting 100:               marked ▶ masquerade; hairpin ▶ masquerade
 //! filter input, forward, output 0:     new connections to reject-vips ▶ reject, to drop-vips ▶ drop;
-//!                                      forward, output: to other ports of cluster-ips ▶ reject,
-//!                                      to the rest of the Service networks ▶ drop
+//!                                      to other ports of cluster-ips ▶ reject;
+//!                                      forward, output: to the rest of the Service networks ▶ drop
 //! ```
 //!
 //! Each reason to reject or drop is a chain with a counter ([`Denial`]).
@@ -175,13 +175,7 @@ impl Ruleset {
             }
             chains.push(Chain::new(ChainName::ExternalLocal(shape), external_local(shape, family, config)));
             for pool in [Pool::Cluster, Pool::Local] {
-                let spread = SizeClass::all().map(|class| Rule {
-                    matches: vec![Match::To(shape, Group::Count(pool, class))],
-                    action: Action::Goto(ChainName::Balance(shape, pool, class)),
-                });
-                let keep = Rule::always(Action::Keep { shape, pool });
-                let spread = [keep].into_iter().chain(spread).collect();
-                chains.push(Chain::new(ChainName::Spread(shape, pool), spread));
+                chains.push(Chain::new(ChainName::Spread(shape, pool), spread(shape, pool)));
                 chains.extend(SizeClass::all().map(|class| {
                     Chain::new(ChainName::Balance(shape, pool, class), balance(shape, pool, class))
                 }));
@@ -217,8 +211,16 @@ fn firewall() -> Vec<Rule> {
 
 fn source_ranges(family: IpFamily) -> Vec<Rule> {
     let allowed = |length| Rule { matches: vec![Match::FromItsRanges(length)], action: Action::Accept };
-    let others = Rule::denying(Vec::new(), Denial::OutsideSourceRanges);
-    PrefixLength::all(family).map(allowed).chain([others]).collect()
+    let mut rules = twice(PrefixLength::all(family).map(allowed));
+    rules.push(Rule::denying(Vec::new(), Denial::OutsideSourceRanges));
+    rules
+}
+
+/// A batch is atomic per lookup, not per packet: what moves from one set to another is in neither for a packet that asks
+/// the one after and the other before. Whoever finds nothing asks once more, when both are as they are after the batch.
+fn twice(rules: impl Iterator<Item = Rule>) -> Vec<Rule> {
+    let rules: Vec<Rule> = rules.collect();
+    [&*rules, &*rules].concat()
 }
 
 fn dispatch(family: IpFamily, config: &Config) -> Vec<Rule> {
@@ -288,6 +290,16 @@ fn external_local(shape: Shape, family: IpFamily, config: &Config) -> Vec<Rule> 
     rules
 }
 
+fn spread(shape: Shape, pool: Pool) -> Vec<Rule> {
+    let classes = SizeClass::all().map(|class| Rule {
+        matches: vec![Match::To(shape, Group::Count(pool, class))],
+        action: Action::Goto(ChainName::Balance(shape, pool, class)),
+    });
+    let mut rules = twice(classes);
+    rules.insert(0, Rule::always(Action::Keep { shape, pool }));
+    rules
+}
+
 /// A batch is atomic per lookup, not per packet: a packet that is already here may find its index
 /// gone. Index 0 is the last to go; after it nothing may fall through untranslated.
 fn balance(shape: Shape, pool: Pool, class: SizeClass) -> Vec<Rule> {
@@ -338,6 +350,8 @@ fn elsewhere(family: IpFamily, config: &Config) -> Vec<Rule> {
 
 fn input(family: IpFamily, config: &Config) -> Vec<Rule> {
     let mut rules = verdicts(family, config, &[Shape::NodePort, Shape::Vip]);
+    // A ClusterIP is an address of this host where IPVS had it bound (kube-ipvs0): its other ports are not the host's.
+    rules.push(Rule::denying(vec![Match::New, Match::ToClusterIp], Denial::UndefinedPort));
     rules.extend(refused_on_loopback(family, config));
     rules
 }
@@ -429,6 +443,49 @@ impl fmt::Display for ChainName {
             ChainName::Spread(shape, pool) => write!(f, "{}{}spread", prefix(shape), local(pool)),
             ChainName::Balance(shape, pool, class) => {
                 write!(f, "{}{}lb-{}", prefix(shape), local(pool), class.slots())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether some rule takes a packet, if a commit comes between two look-ups: rules before `cut` see what `before`
+    /// holds for, the others what `after` holds for.
+    fn takes(
+        rules: &[Rule],
+        cut: usize,
+        before: impl Fn(&Match) -> bool,
+        after: impl Fn(&Match) -> bool,
+    ) -> bool {
+        rules.iter().enumerate().any(|(at, rule)| match rule.matches.as_slice() {
+            [matched] if at < cut => before(matched),
+            [matched] => after(matched),
+            _ => false,
+        })
+    }
+
+    #[test]
+    fn a_packet_finds_its_chain_whenever_a_count_or_a_range_changes() {
+        let rules = spread(Shape::Vip, Pool::Cluster);
+        let has = |count| {
+            let group = SizeClass::of(count).map(|class| Group::Count(Pool::Cluster, class));
+            move |matched: &Match| matches!(matched, Match::To(_, of) if Some(*of) == group)
+        };
+        for (before, after) in [(3, 2), (2, 3), (16, 1), (17, 300), (1, 8192)] {
+            let missed = (0..=rules.len()).find(|cut| !takes(&rules, *cut, has(before), has(after)));
+            assert_eq!(missed, None, "from {before} endpoints to {after}");
+        }
+        for family in FAMILIES {
+            let rules = source_ranges(family);
+            let of = |length| move |matched: &Match| *matched == Match::FromItsRanges(length);
+            let lengths: Vec<PrefixLength> = PrefixLength::all(family).collect();
+            let (longest, shortest) = (lengths[0], lengths[lengths.len() - 1]);
+            for (before, after) in [(longest, shortest), (shortest, longest)] {
+                let missed = (0..=rules.len()).find(|cut| !takes(&rules, *cut, of(before), of(after)));
+                assert_eq!(missed, None, "{family}");
             }
         }
     }

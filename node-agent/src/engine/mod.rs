@@ -1,5 +1,7 @@
 //! What is to be done, against what the kernel has: one commit a sync.
 
+mod apart;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -7,16 +9,16 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nfnetlink::Error;
 use service_model::{IpFamily, Node, ServiceName, World};
 
 use crate::config::Config;
 use crate::host;
 use crate::metrics::Commit;
-use crate::nft::desired::DesiredService;
+use crate::nft::desired::{DesiredService, titles_of};
 use crate::nft::kernel::Kernel;
 use crate::nft::layout::FAMILIES;
 use crate::nft::mirror::Mirror;
+use crate::nft::note::Note;
 use crate::nft::plan::{Holder, Plan, Planner, plan_node_addresses, plan_structure};
 use crate::nft::ruleset::Ruleset;
 use crate::nft::step::Step;
@@ -25,13 +27,6 @@ use crate::select::Place;
 
 /// How long what nothing names any more stays, for packets that are under way.
 const GRACE: Duration = Duration::from_secs(1);
-/// A Service that the kernel refuses is tried again after this long.
-const QUARANTINE: Duration = Duration::from_secs(30);
-
-/// So many refused Services are found in one sync; further ones in the next, so that a kernel that refuses all of them
-/// does not keep the agent from everything else.
-const MOST_REFUSALS: usize = 64;
-
 /// Services that are planned at once when all are.
 const PART: usize = 1000;
 /// Plans of more steps are logged by their size only.
@@ -54,12 +49,20 @@ pub struct Engine {
     host_changed: bool,
     /// Elements that no Service claims are looked for.
     sweep: bool,
+    /// The next reading is not trusted: the tables are made anew.
+    remake: bool,
+    /// What was there at the start of this process is as it should be now.
+    begun: bool,
+    /// The ruleset's generation when the mirror was last compared with the kernel.
+    compared_at: u32,
     /// Who has a second batch, and when it may be committed.
     later: BTreeMap<Holder, Instant>,
     /// Services that the kernel refused, and when they are tried again.
     refused: BTreeMap<ServiceName, Instant>,
     /// Those that were refused anew, and what the kernel said; until they are told.
     refusals: Vec<(ServiceName, String)>,
+    /// Until they are told.
+    notes: Vec<(ServiceName, Note)>,
     stranded: Stranded,
     /// Since they were last taken.
     commits: Vec<Commit>,
@@ -88,9 +91,13 @@ impl Engine {
             host: BTreeSet::new(),
             host_changed: true,
             sweep: false,
+            remake: false,
+            begun: false,
+            compared_at: 0,
             later: BTreeMap::new(),
             refused: BTreeMap::new(),
             refusals: Vec::new(),
+            notes: Vec::new(),
             stranded: Stranded::default(),
             commits: Vec::new(),
         })
@@ -155,6 +162,25 @@ impl Engine {
         changed
     }
 
+    /// Compares the kernel with what we think of it, in case a notification was missed; not if nobody has committed
+    /// anything since. Returns whether it differs: then the next sync reads it again.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn recheck(&mut self) -> anyhow::Result<bool> {
+        let Some(mirror) = &self.mirror else { return Ok(false) };
+        let generation = self.kernel.generation()?;
+        if generation == self.compared_at {
+            return Ok(false);
+        }
+        let differs = self.kernel.observe(&self.rulesets)? != *mirror;
+        self.compared_at = generation;
+        if differs {
+            self.doubt();
+        }
+        Ok(differs)
+    }
+
     /// When there is something to do that nobody will ask for.
     pub fn next_due(&self) -> Option<Instant> {
         self.later.values().chain(self.refused.values()).min().copied()
@@ -168,6 +194,11 @@ impl Engine {
     /// Services that the kernel refused since this was last asked, and what it said.
     pub fn take_refusals(&mut self) -> Vec<(ServiceName, String)> {
         std::mem::take(&mut self.refusals)
+    }
+
+    /// What users should know, since this was last asked.
+    pub fn take_notes(&mut self) -> Vec<(ServiceName, Note)> {
+        std::mem::take(&mut self.notes)
     }
 
     /// The addresses of this host on which NodePorts answer.
@@ -195,15 +226,18 @@ impl Engine {
     pub fn sync(&mut self, world: &World, now: Instant) -> anyhow::Result<Synced> {
         let fresh = self.mirror.is_none();
         match self.attempt(world, now) {
-            Ok(steps) => Ok(Synced { steps }),
+            Ok(steps) => {
+                self.begun = true;
+                Ok(Synced { steps })
+            }
             // What we know may be wrong, or one of the Services is: first the former.
-            Err(error) if !fresh && retries(&error) => {
+            Err(error) if !fresh && apart::retries(&error) => {
                 tracing::warn!(error = format!("{error:#}"), "reading the kernel and planning anew");
                 self.doubt();
                 self.sync(world, now)
             }
             Err(error) => {
-                if !is_refusal(&error) {
+                if !apart::is_refusal(&error) {
                     self.doubt();
                     return Err(error);
                 }
@@ -217,8 +251,7 @@ impl Engine {
         }
     }
 
-    /// Takes from the Node object and the ServiceCIDRs what rules are made of. If it differs, the kernel's are compared
-    /// with those that are wanted now.
+    /// Takes from the Node object and the ServiceCIDRs what rules are made of.
     fn learn_node(&mut self, world: &World) {
         let facts = self.config.node.after(world.node(&self.config.node_name));
         let networks = world.service_networks();
@@ -226,6 +259,18 @@ impl Engine {
             return;
         }
         (self.config.node, self.config.service_networks) = (facts, networks);
+        self.configured();
+    }
+
+    /// The Node's own addresses are not waited for any more: NodePorts answer on all of the host's.
+    pub fn go_on_without_addresses(&mut self) {
+        self.config.node.unaddressed = true;
+        self.node_changed = true;
+        self.configured();
+    }
+
+    /// If other rules follow from the configuration, the kernel's are compared with them.
+    fn configured(&mut self) {
         let rulesets = Ruleset::each(&self.config);
         if rulesets != self.rulesets {
             self.rulesets = rulesets;
@@ -233,8 +278,8 @@ impl Engine {
         }
     }
 
-    /// All that is to be done, in one commit. Where everything is looked at and that is much, in
-    /// several, each with whole Services: the plan of all takes more memory than all they are.
+    /// All that is to be done, in one commit. At a start with many Services in several, each with whole ones: the plan of
+    /// all takes more memory than all they are.
     fn attempt(&mut self, world: &World, now: Instant) -> anyhow::Result<usize> {
         self.learn_node(world);
         let fresh = self.mirror.is_none();
@@ -247,27 +292,31 @@ impl Engine {
             self.later.iter().filter(|(_, at)| **at <= now).map(|(holder, _)| holder.clone()).collect();
         self.later.retain(|holder, _| !due.contains(holder));
         let mut changed = std::mem::take(&mut self.dirty);
-        let suspects: Vec<ServiceName> = self
-            .refused
-            .iter()
-            .filter(|(name, at)| changed.remove(*name) || **at <= now)
-            .map(|(name, _)| name.clone())
-            .collect();
+        let suspects = self.suspects(&mut changed, now);
 
         self.node_changed = false;
         let mut steps = self.prepare();
+        let apart = !self.begun && !steps.iter().any(leaves_gaps);
         let mut done = 0;
-        // A table that is made anew is never seen half filled.
-        let remade = steps.iter().any(|step| matches!(step, Step::DeleteTable(_)));
-        while fresh && !remade && changed.len() > PART {
+        if fresh && changed.len() > PART {
+            self.foresee(&changed, world);
+        }
+        while changed.len() > PART {
             let (part, rest) = split(changed);
             changed = rest;
             let plan = self.plan(&part, world);
-            self.later.extend(plan.later.into_keys().map(|holder| (holder, now + GRACE)));
-            steps.extend(plan.now);
-            done += self.commit(&std::mem::take(&mut steps))?;
+            self.put_off(plan.later, now);
+            if apart {
+                steps.extend(plan.now);
+                done += self.commit(&std::mem::take(&mut steps))?;
+            } else {
+                self.follow(&plan.now);
+                steps.extend(plan.now);
+            }
         }
-        let work: BTreeSet<ServiceName> = changed.iter().chain(due.iter().flatten()).cloned().collect();
+        let work =
+            changed.iter().chain(due.iter().flatten()).filter(|name| !self.refused.contains_key(*name));
+        let work: BTreeSet<ServiceName> = work.cloned().collect();
         let mut plan = self.plan(&work, world);
         if std::mem::take(&mut self.sweep) || due.contains(&None) {
             plan.append(self.leftovers());
@@ -283,23 +332,42 @@ impl Engine {
         }
         done += self.commit(&steps)?;
         for name in suspects {
-            done += self.commit_alone(&name, world, now)?;
+            done += self.commit_alone(&name, &mut Vec::new(), world, now)?;
         }
         Ok(done)
     }
 
     /// Reads the kernel, and marks everything.
     fn start_over(&mut self, world: &World) -> anyhow::Result<()> {
-        let mirror = self.kernel.observe(&self.rulesets).context("reading our tables")?;
+        let generation = self.kernel.generation()?;
+        let mut mirror = self.kernel.observe(&self.rulesets).context("reading our tables")?;
+        self.compared_at = generation;
+        if std::mem::take(&mut self.remake) {
+            FAMILIES.into_iter().for_each(|family| mirror.structure_mut(family).unusable = true);
+        }
         self.stranded = Stranded::of(&mirror);
         self.mirror = Some(mirror);
         self.later.clear();
-        self.dirty.extend(world.services().map(|s| s.name.clone()));
-        self.dirty.extend(self.planner.services().cloned());
-        self.dirty.retain(|name| !self.refused.contains_key(name));
+        // Those that are refused wait for their time, unless they changed.
+        let all = world.services().map(|s| &s.name).chain(self.planner.services());
+        self.dirty.extend(all.filter(|name| !self.refused.contains_key(*name)).cloned());
         self.planner.forget_released();
         self.sweep = true;
         Ok(())
+    }
+
+    /// Tells the planner who asks for what. Only after a reading: what they asked for before is forgotten, and found by the
+    /// sweep.
+    fn foresee(&mut self, services: &BTreeSet<ServiceName>, world: &World) {
+        let families = self.config.families;
+        for service in services.iter().filter_map(|name| world.service(name)) {
+            let titles = titles_of(service).into_iter().filter(|(of, _)| families.contains(of.family()));
+            self.planner.foresee(&service.name, titles);
+        }
+    }
+
+    fn put_off(&mut self, later: BTreeMap<Holder, Vec<Step>>, now: Instant) {
+        self.later.extend(later.into_keys().map(|holder| (holder, now + GRACE)));
     }
 
     /// The steps that no Service asks for: tables, chains and sets, the node's addresses. The
@@ -327,66 +395,18 @@ impl Engine {
             let service = world.service(name);
             service.map(|s| DesiredService::of(s, world, place).within(families)).unwrap_or_default()
         };
-        self.planner.plan(services, desired, mirror)
+        let mut plan = self.planner.plan(services, desired, mirror);
+        self.notes.append(&mut plan.notes);
+        plan
     }
 
     fn leftovers(&self) -> Plan {
         self.mirror.as_ref().map(|mirror| self.planner.leftovers(mirror)).unwrap_or_default()
     }
 
-    /// One bad Service never blocks the others: all but those that the kernel refuses. What is
-    /// surplus waits for the next sync.
-    fn commit_apart(&mut self, world: &World, now: Instant) -> anyhow::Result<usize> {
-        let steps = self.prepare();
-        let mut done = self.commit(&steps)?;
-        let all: Vec<ServiceName> = std::mem::take(&mut self.dirty).into_iter().collect();
-        let mut parts = vec![all];
-        let before = self.refusals.len();
-        while let Some(mut services) = parts.pop() {
-            let found = self.refusals.len() - before;
-            anyhow::ensure!(found < MOST_REFUSALS, "the kernel refuses {found} Services and perhaps more");
-            if let [name] = services.as_slice() {
-                done += self.commit_alone(name, world, now)?;
-                continue;
-            }
-            let plan = self.plan(&services.iter().cloned().collect(), world);
-            self.later.extend(plan.later.into_keys().map(|holder| (holder, now + GRACE)));
-            match self.commit(&plan.now) {
-                Ok(steps) => done += steps,
-                Err(error) if is_refusal(&error) => {
-                    let second = services.split_off(services.len() / 2);
-                    parts.extend([second, services]);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
-    }
-
-    /// Commits one Service; if the kernel refuses it, it is left as it is for a while.
-    fn commit_alone(&mut self, name: &ServiceName, world: &World, now: Instant) -> anyhow::Result<usize> {
-        let plan = self.plan(&BTreeSet::from([name.clone()]), world);
-        self.later.extend(plan.later.into_keys().map(|holder| (holder, now + GRACE)));
-        match self.commit(&plan.now) {
-            Ok(steps) => {
-                self.refused.remove(name);
-                Ok(steps)
-            }
-            Err(error) if is_refusal(&error) => {
-                let (service, error) = (name.as_str(), format!("{error:#}"));
-                tracing::error!(service, error, "the kernel refuses this Service; it is left out for now");
-                self.refusals.push((name.clone(), error));
-                self.refused.insert(name.clone(), now + QUARANTINE);
-                Ok(0)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     /// Commits and follows.
     fn commit(&mut self, steps: &[Step]) -> anyhow::Result<usize> {
-        let Some(mirror) = &mut self.mirror else { return Ok(0) };
-        if steps.is_empty() {
+        if self.mirror.is_none() || steps.is_empty() {
             return Ok(0);
         }
         log(steps);
@@ -394,9 +414,16 @@ impl Engine {
         self.kernel.commit(steps).context("committing")?;
         let of = |family| steps.iter().filter(|step| step.family() == family).count();
         self.commits.push(Commit { steps: FAMILIES.map(of), took: began.elapsed() });
-        steps.iter().for_each(|step| mirror.follow(step));
-        self.stranded.follow(steps, mirror);
+        self.follow(steps);
         Ok(steps.len())
+    }
+
+    /// What was committed, or will be with what is planned next. Following it twice does no harm.
+    fn follow(&mut self, steps: &[Step]) {
+        if let Some(mirror) = &mut self.mirror {
+            steps.iter().for_each(|step| mirror.follow(step));
+            self.stranded.follow(steps, mirror);
+        }
     }
 }
 
@@ -417,17 +444,7 @@ fn log(steps: &[Step]) {
     }
 }
 
-/// Whether reading the kernel again may help at once.
-fn retries(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(Error::Rejected(_) | Error::StaleGeneration))
-}
-
-/// Whether what was asked for cannot be done: by the kernel, or already on the way to it. A kernel that has no memory or
-/// grants no permission refuses no Service: then the sync has failed, and is tried again.
-fn is_refusal(error: &anyhow::Error) -> bool {
-    match error.downcast_ref() {
-        Some(Error::Rejected(rejection)) => !rejection.is_of_the_host(),
-        Some(Error::Invalid { .. }) => true,
-        _ => false,
-    }
+/// Whether what a table holds is filled in again only by the plans of all Services: it is never seen in between.
+fn leaves_gaps(step: &Step) -> bool {
+    matches!(step, Step::DeleteTable(_) | Step::CreateSet(..))
 }
