@@ -19,7 +19,7 @@ use crate::args::{Cli, RunArgs, Verb};
 use crate::config::{Config, Families, Listen};
 use crate::conntrack::{Reconciler, sysctls};
 use crate::events::{self, Events};
-use crate::health::Health;
+use crate::health::{Health, without_sniffing};
 use crate::kube_proxy::{file, watch::Watched};
 use crate::leftovers::{self, Connections, Report, take_over::take_over};
 use crate::metrics::{self, Metrics};
@@ -102,7 +102,9 @@ async fn serve(settings: Settings, file: Option<Watched>, args: &RunArgs) -> any
     let mut tasks = Tasks::new(cancel.clone());
     let configz = serde_json::json!({ CONFIGZ: settings.source.written() }).to_string();
     let own_routes = standard_routes(readiness.clone(), registry)
-        .get("/proxyMode", |_| text(StatusCode::OK, "nftables"))
+        .get("/proxyMode", |_| without_sniffing(text(StatusCode::OK, "nftables")))
+        // kube-proxy's says that the process runs, and no more.
+        .get("/healthz", |_| without_sniffing(text(StatusCode::OK, "ok")))
         .get("/configz", move |_| json(StatusCode::OK, configz.clone()));
     let servers = [
         ("health server", settings.healthz, health.routes(&metrics)),
