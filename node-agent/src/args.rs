@@ -37,8 +37,8 @@ pub enum Verb {
 pub struct RunArgs {
     #[command(flatten)]
     pub configured: Configured,
-    /// The API server's URL, in place of the kubeconfig's.
-    #[arg(long, value_name = "URL", requires = "kubeconfig")]
+    /// The API server's URL, in place of the kubeconfig's; without one, nobody's credentials are shown.
+    #[arg(long, value_name = "URL")]
     pub master: Option<String>,
     /// Writes the configuration to a file, and ends.
     #[arg(long, value_name = "FILE")]

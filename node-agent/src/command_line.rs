@@ -58,6 +58,19 @@ mod tests {
         }
     }
 
+    /// As kube-proxy takes it: the kubeconfig may stand in the file, or there is none.
+    #[test]
+    fn the_api_servers_url_needs_no_kubeconfig_on_the_command_line() {
+        for line in [
+            &["--master=https://10.0.0.1:6443"][..],
+            &["--config=/c", "--master", "https://10.0.0.1:6443"],
+            &["--kubeconfig=/k", "--master=https://10.0.0.1:6443"],
+        ] {
+            let Verb::Run(args) = parsed(line).unwrap().verb else { panic!("{line:?} is no run") };
+            assert_eq!(args.master.as_deref(), Some("https://10.0.0.1:6443"), "{line:?}");
+        }
+    }
+
     /// Of kube-proxy 1.37.2; `--help` and `--version` are everybody's.
     #[test]
     fn every_flag_of_kube_proxy_is_known() {

@@ -126,25 +126,26 @@ impl Health {
     }
 
     fn answer(&self, asks_eligibility: bool, now: Moment) -> Response {
-        let live = self.is_live(now);
+        let healthy = self.is_live(now);
         let state = self.lock();
-        let healthy = live && (state.eligible || !asks_eligibility);
+        let well = healthy && (state.eligible || !asks_eligibility);
         let never: Timestamp = NEVER.parse().expect("a timestamp");
         let time = |time: SystemTime| Timestamp::try_from(time).unwrap_or(never);
         let updated = state.updated.map_or(never, time);
         let told = |family: &IpFamily| state.updated.is_some() && self.families.contains(*family);
         let families = FAMILIES.into_iter().filter(told);
         let body = Body {
-            // kube-proxy's promise: recent if healthy, also when nothing had to be done.
-            last_updated: if healthy { time(now.wall) } else { updated },
+            // kube-proxy's promise: recent if all is well, also when nothing had to be done.
+            last_updated: if well { time(now.wall) } else { updated },
             current_time: time(now.wall),
             node_eligible: asks_eligibility.then_some(state.eligible),
+            // Of the rules alone: a node that is being removed is not well, and healthy.
             healthy,
             status: families
-                .map(|family| (family.to_string(), FamilyBody { last_updated: updated, healthy: live }))
+                .map(|family| (family.to_string(), FamilyBody { last_updated: updated, healthy }))
                 .collect(),
         };
-        let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let body = serde_json::to_vec(&body).expect("plain fields and string keys");
         without_sniffing(json(status, body))
     }
@@ -230,6 +231,15 @@ mod tests {
                 r#""status":{"IPv4":{"lastUpdated":"1970-01-01T00:00:06Z","healthy":true},"#,
                 r#""IPv6":{"lastUpdated":"1970-01-01T00:00:06Z","healthy":true}}}"#
             )
+        );
+        health.set_eligible(false);
+        let told = body(true, 9).await;
+        assert!(
+            told.starts_with(concat!(
+                r#"{"lastUpdated":"1970-01-01T00:00:06Z","currentTime":"1970-01-01T00:00:09Z","#,
+                r#""nodeEligible":false,"healthy":true,"status":{"IPv4":{"#
+            )),
+            "of the node, not of its rules: {told}"
         );
     }
 

@@ -3,8 +3,7 @@
 //! `healthcheck/service_health.go`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,14 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::{Health, Moment, without_sniffing};
 use crate::select::ready_local_endpoints;
-
-/// A socket on the unspecified IPv6 address answers both families, where the kernel has IPv6.
-fn every_address() -> IpAddr {
-    match Path::new("/proc/net/if_inet6").exists() {
-        true => Ipv6Addr::UNSPECIFIED.into(),
-        false => Ipv4Addr::UNSPECIFIED.into(),
-    }
-}
 
 /// The servers, one for each Service that has such a port. Dropping it ends them.
 #[derive(Debug)]
@@ -104,7 +95,8 @@ impl HealthChecks {
         let router = Router::new().otherwise(move |_| {
             answer(&service, count.load(Ordering::Relaxed), health.is_live(Moment::now()))
         });
-        let address = SocketAddr::from((every_address(), port));
+        // Of both families.
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let server = Server::bind(address, router)?;
         self.servers.spawn(server.run(cancel.clone()));
         self.running.insert(name, Running { port, endpoints, cancel });
@@ -145,7 +137,7 @@ mod tests {
         Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Key, Object, ObjectName, Protocol,
     };
     use std::io::{Read, Write};
-    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
     use std::time::Duration;
 
     fn name() -> ServiceName {
@@ -182,8 +174,12 @@ mod tests {
     }
 
     async fn get(port: u16) -> Option<String> {
+        get_at(Ipv4Addr::LOCALHOST.into(), port).await
+    }
+
+    async fn get_at(ip: IpAddr, port: u16) -> Option<String> {
         let asked = tokio::task::spawn_blocking(move || {
-            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
+            let mut stream = TcpStream::connect((ip, port)).ok()?;
             stream.write_all(b"GET /anything HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).ok()?;
@@ -205,6 +201,7 @@ mod tests {
         let body =
             r#"{"localEndpoints":2,"service":{"name":"web","namespace":"ns"},"serviceProxyHealthy":true}"#;
         assert!(answer.ends_with(body), "{answer}");
+        assert!(get_at(Ipv6Addr::LOCALHOST.into(), port).await.is_some(), "both families are answered");
 
         checks.update(BTreeSet::from([name()]), &world(port, TrafficPolicy::Local, 0));
         assert!(get(port).await.unwrap().starts_with("HTTP/1.1 503 "));

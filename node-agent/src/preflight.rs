@@ -1,11 +1,13 @@
 //! `node-agent preflight`, and the same at every start: whether this kernel can do what our tables
 //! need, for each family, and the name of what it lacks.
 
+mod warnings;
+
 use std::fmt;
-use std::path::Path;
 
 use anyhow::Context;
-use nfnetlink::{Monitor, Socket};
+use nfnetlink::{Error, Socket};
+use nix::errno::Errno;
 use serde::Serialize;
 use service_model::IpFamily;
 
@@ -13,10 +15,6 @@ use crate::args::{Output, PreflightArgs};
 use crate::config::Families;
 use crate::nft::layout::FAMILIES;
 use crate::nft::probe::{Lack, probe};
-
-/// The oldest kernel that this was made for: the one that kube-proxy's nftables mode asks for
-/// (`pkg/proxy/nftables/supported.go` of Kubernetes 1.37). Older ones are tried all the same.
-const OLDEST: (u32, u32) = (5, 13);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -54,27 +52,35 @@ pub fn print(args: &PreflightArgs) -> anyhow::Result<()> {
 /// Asks the kernel. Nothing is changed.
 ///
 /// # Errors
-/// When it has no nf_tables, or we have no CAP_NET_ADMIN.
+/// When it has no nf_tables, or we have no CAP_NET_ADMIN, or the host had no memory for an answer: then
+/// nothing is known, and nothing is left out.
 pub fn check() -> anyhow::Result<Report> {
     let mut socket = Socket::open().context(UNREACHABLE)?;
     let mut families = Vec::new();
     for of in FAMILIES {
-        let lacks = probe(&mut socket, of).context(UNREACHABLE)?;
+        let lacks = probe(&mut socket, of).map_err(unanswered)?;
         let lacks = lacks.iter().map(Lack::to_string).collect();
         families.push(FamilyReport { family: of.to_string(), of, lacks });
     }
     let kernel = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
-    let mut warnings: Vec<String> = age(&kernel).into_iter().collect();
-    if let Err(error) = Monitor::open() {
-        warnings
-            .push(format!("changes by others are found every five minutes only: no notifications ({error})"));
-    }
-    warnings.extend(forwarding(Path::new("/proc/sys")));
+    let warnings = warnings::warnings(&kernel);
     Ok(Report { kernel, families, warnings })
 }
 
 const UNREACHABLE: &str =
     "nf_tables needs CAP_NET_ADMIN and a kernel with CONFIG_NF_TABLES (module nf_tables)";
+
+const SHORT: &str = "this host had no memory or time to say what its kernel can do: start it again";
+
+fn unanswered(error: Error) -> anyhow::Error {
+    let forbidden = |errno| [Errno::EPERM, Errno::EACCES].contains(&Errno::from_raw(errno));
+    let why = match &error {
+        Error::Rejected(said) if said.failures.iter().any(|failure| forbidden(failure.errno)) => UNREACHABLE,
+        Error::Rejected(said) if said.is_of_the_host() => SHORT,
+        _ => UNREACHABLE,
+    };
+    anyhow::Error::new(error).context(why)
+}
 
 impl Report {
     /// Those that can be served.
@@ -117,29 +123,10 @@ impl fmt::Display for Report {
     }
 }
 
-fn age(kernel: &str) -> Option<String> {
-    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
-    let version = (numbers.next()?, numbers.next()?);
-    let (major, minor) = OLDEST;
-    (version < OLDEST)
-        .then(|| format!("Linux {kernel} is older than {major}.{minor}, the oldest that this was made for"))
-}
-
-/// Without it, what is sent to an endpoint elsewhere stays here.
-fn forwarding(sysctls: &Path) -> Vec<String> {
-    let keys = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
-    let off = keys
-        .into_iter()
-        .filter(|key| std::fs::read_to_string(sysctls.join(key)).is_ok_and(|value| value.trim() == "0"));
-    off.map(|key| {
-        format!("{} is 0: connections to endpoints are not forwarded; set it to 1", key.replace('/', "."))
-    })
-    .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nfnetlink::{Failure, Rejection};
 
     fn report(v4: &[&str], v6: &[&str]) -> Report {
         let family = |of: IpFamily, lacks: &[&str]| FamilyReport {
@@ -163,24 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn an_old_kernel_is_told() {
-        for (kernel, old) in
-            [("5.12.19", true), ("4.19.0-27-amd64", true), ("5.13.0", false), ("6.1.0-1-cloud", false)]
-        {
-            assert_eq!(age(kernel).is_some(), old, "{kernel}");
-        }
-    }
-
-    #[test]
-    fn forwarding_that_is_off_is_told() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("net/ipv4/ip_forward");
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, "0\n").unwrap();
-        let [told] = forwarding(folder.path()).try_into().unwrap();
-        let told: String = told;
-        assert!(told.starts_with("net.ipv4.ip_forward is 0"), "{told}");
-        std::fs::write(&file, "1\n").unwrap();
-        assert!(forwarding(folder.path()).is_empty());
+    fn a_host_that_is_short_of_memory_is_not_told_as_a_kernel_that_lacks_something() {
+        let told = |errno: Errno| {
+            let what = "add table".to_owned();
+            let failure = Failure { message: None, what, errno: errno as i32, text: None, offset: None };
+            format!("{:#}", unanswered(Error::Rejected(Rejection { failures: vec![failure] })))
+        };
+        let short = told(Errno::ENOMEM);
+        assert!(short.contains("Cannot allocate memory") && !short.contains("CONFIG_"), "{short}");
+        assert!(told(Errno::EPERM).contains("CAP_NET_ADMIN"), "{}", told(Errno::EPERM));
     }
 }

@@ -17,9 +17,10 @@ use tokio::sync::mpsc;
 use crate::agent::Agent;
 use crate::args::{Cli, RunArgs, Verb};
 use crate::config::{Config, Families, Listen};
-use crate::conntrack::{Reconciler, sysctls};
+use crate::conntrack::Reconciler;
+use crate::conntrack::sysctls::{self, Unset};
 use crate::events::{self, Events};
-use crate::health::Health;
+use crate::health::{Health, without_sniffing};
 use crate::kube_proxy::{file, watch::Watched};
 use crate::leftovers::{self, Connections, Report, take_over::take_over};
 use crate::metrics::{self, Metrics};
@@ -60,22 +61,30 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     if args.cleanup {
         return clean_up(true);
     }
-    for unset in sysctls::apply(&settings.source.conntrack) {
-        tracing::warn!("{unset}; set it on the host, run --init-only with more rights, or do not ask for it");
-    }
+    // First, since it makes the kernel load the connection table: before there is nothing to be set.
+    let kernel = preflight::check()?;
+    let unset = sysctls::apply(&settings.source.conntrack);
     if args.init_only {
-        return Ok(());
+        return all_set(&unset);
+    }
+    for unset in unset {
+        tracing::warn!("{unset}; set it on the host, run --init-only with more rights, or do not ask for it");
     }
     adjust_oom_score(settings.oom_score_adj);
     raise_descriptor_limit();
-    serve(settings, file, &args).await
+    serve(settings, &kernel, file, &args).await
 }
 
-async fn serve(settings: Settings, file: Option<Watched>, args: &RunArgs) -> anyhow::Result<()> {
+async fn serve(
+    settings: Settings,
+    kernel: &preflight::Report,
+    file: Option<Watched>,
+    args: &RunArgs,
+) -> anyhow::Result<()> {
     let shutdown = Shutdown::listen()?;
     let cancel = shutdown.token();
     let (events, told) = Events::channel();
-    let families = served_families(&settings.config.node_name, &events)?;
+    let families = served_families(kernel, &settings.config.node_name, &events)?;
     let config = Config { families, ..settings.config };
     let readiness = Readiness::default();
     let registry = Arc::new(Mutex::new(Registry::default()));
@@ -102,7 +111,9 @@ async fn serve(settings: Settings, file: Option<Watched>, args: &RunArgs) -> any
     let mut tasks = Tasks::new(cancel.clone());
     let configz = serde_json::json!({ CONFIGZ: settings.source.written() }).to_string();
     let own_routes = standard_routes(readiness.clone(), registry)
-        .get("/proxyMode", |_| text(StatusCode::OK, "nftables"))
+        .get("/proxyMode", |_| without_sniffing(text(StatusCode::OK, "nftables")))
+        // kube-proxy's says that the process runs, and no more.
+        .get("/healthz", |_| without_sniffing(text(StatusCode::OK, "ok")))
         .get("/configz", move |_| json(StatusCode::OK, configz.clone()));
     let servers = [
         ("health server", settings.healthz, health.routes(&metrics)),
@@ -155,6 +166,17 @@ fn clean_up(kube_proxys_too: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// For an init container this is all there is to do; who goes on serves with what there is.
+fn all_set(unset: &[Unset]) -> anyhow::Result<()> {
+    let unset: Vec<String> = unset.iter().map(Unset::to_string).collect();
+    anyhow::ensure!(
+        unset.is_empty(),
+        "{}; set it on the host, run this with more rights, or do not ask for it (--conntrack-*)",
+        unset.join("; ")
+    );
+    Ok(())
+}
+
 /// To what whoever started the program allows, as Go's runtime does: the lower limit that it begins with is for programs
 /// that use select(2).
 fn raise_descriptor_limit() {
@@ -173,8 +195,7 @@ fn adjust_oom_score(score: i32) {
 }
 
 /// What this kernel lacks is told, and switches off the family that needs it.
-fn served_families(node: &str, events: &Events) -> anyhow::Result<Families> {
-    let report = preflight::check()?;
+fn served_families(report: &preflight::Report, node: &str, events: &Events) -> anyhow::Result<Families> {
     for warning in &report.warnings {
         tracing::warn!("{warning}");
     }

@@ -19,6 +19,8 @@ fn this_kernel_has_all_that_is_needed_and_is_left_as_it_was() {
         let report = preflight::check().unwrap();
         assert_eq!(report.lacks(), "");
         assert_eq!(report.families().unwrap(), Families::default());
+        let told = report.warnings.join("\n");
+        assert!(!told.contains("UDP") && !told.contains("SCTP"), "it has what these need: {told}");
         assert_eq!(nft(&["list", "tables"]), "");
         assert_eq!(Kernel::open().unwrap().generation().unwrap(), before, "nothing was committed");
     });

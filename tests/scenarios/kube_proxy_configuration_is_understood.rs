@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 use lab::programs;
 use serde_json::Value;
 
-const LINES: [&[&str]; 9] = [
+const LINES: [&[&str]; 10] = [
     &[],
+    &["--master=https://10.0.0.1:6443"],
     &["--masquerade-all", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56", "--kubeconfig=/k"],
     &["--iptables-sync-period=1m30s", "--iptables-min-sync-period", "100ms", "--oom-score-adj=-5"],
     &["--nodeport-addresses=10.0.0.0/8,localhost", "--nodeport-addresses=primary", "--ipvs-strict-arp"],

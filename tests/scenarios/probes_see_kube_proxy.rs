@@ -62,7 +62,10 @@ struct Probed {
     metrics: BTreeMap<String, Shape>,
     /// Of the health server, by path.
     answers: BTreeMap<&'static str, Told>,
-    mode: String,
+    /// The same of a node that is about to be removed.
+    going: BTreeMap<&'static str, Told>,
+    /// Of the other server, by path: status and headers, and the body.
+    own: BTreeMap<&'static str, (BTreeSet<String>, String)>,
 }
 
 /// An answer without what depends on the moment.
@@ -70,6 +73,21 @@ struct Probed {
 struct Told {
     status_and_headers: BTreeSet<String>,
     keys: BTreeSet<String>,
+    healthy: Value,
+    node_eligible: Value,
+}
+
+impl Told {
+    fn of(head: &str, body: &str) -> Result<Self> {
+        let body: Value = serde_json::from_str(body)?;
+        let said = |key: &str| body.get(key).cloned().unwrap_or_default();
+        Ok(Self {
+            status_and_headers: status_and_headers(head),
+            keys: keys(&body, ""),
+            healthy: said("healthy"),
+            node_eligible: said("nodeEligible"),
+        })
+    }
 }
 
 const HEALTH: u16 = 10256;
@@ -89,8 +107,7 @@ async fn probe(name: &str, proxy: NodeProxy) -> Result<Probed> {
             Ok((head, body))
         })
         .await?;
-        let keys = keys(&serde_json::from_str(&body)?, "");
-        answers.insert(path, Told { status_and_headers: status_and_headers(&head), keys });
+        answers.insert(path, Told::of(&head, &body)?);
     }
     // What triggers a change is told to the second, so that the first may be older than the program.
     let mut replicas = 2;
@@ -116,8 +133,25 @@ async fn probe(name: &str, proxy: NodeProxy) -> Result<Probed> {
         Ok(())
     })
     .await?;
-    let (_, mode) = client.answer(at(OWN), "/proxyMode").await?;
-    Ok(Probed { metrics, answers, mode })
+    let mut own = BTreeMap::new();
+    for path in ["/proxyMode", "/healthz"] {
+        let (head, body) = client.answer(at(OWN), path).await?;
+        own.insert(path, (status_and_headers(&head), body));
+    }
+    let node = &lab.nodes[0].host.name;
+    lab.kubectl(&format!("taint node {node} ToBeDeletedByClusterAutoscaler=1:NoSchedule")).await?;
+    wait::until("balancers are told to leave the node", LIMIT, async || {
+        let (head, body) = client.answer(at(HEALTH), "/healthz").await?;
+        ensure!(head.contains(" 503 "), "{head}\n{body}");
+        Ok(())
+    })
+    .await?;
+    let mut going = BTreeMap::new();
+    for path in ["/healthz", "/livez"] {
+        let (head, body) = client.answer(at(HEALTH), path).await?;
+        going.insert(path, Told::of(&head, &body)?);
+    }
+    Ok(Probed { metrics, answers, going, own })
 }
 
 fn status_and_headers(head: &str) -> BTreeSet<String> {
@@ -143,6 +177,7 @@ async fn metrics_and_health_answers_are_those_of_the_real_kube_proxy() -> Result
         ensure!(ours.is_none(), "{name} is said to be left out ({why}), but it is there");
     }
     ensure!(ours.answers == theirs.answers, "{:#?}\nkube-proxy: {:#?}", ours.answers, theirs.answers);
-    ensure!(ours.mode == theirs.mode, "{} and {}", ours.mode, theirs.mode);
+    ensure!(ours.going == theirs.going, "{:#?}\nkube-proxy: {:#?}", ours.going, theirs.going);
+    ensure!(ours.own == theirs.own, "{:#?}\nkube-proxy: {:#?}", ours.own, theirs.own);
     Ok(())
 }

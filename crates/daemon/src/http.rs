@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -191,22 +192,42 @@ async fn serve_connection(stream: TcpStream, router: &Router, limits: Limits, ca
     }
 }
 
-/// The unspecified IPv6 address answers both families, also where `net.ipv6.bindv6only` says otherwise, as in Go.
+/// An unspecified address, of either family, answers both, as in Go (`favoriteAddrFamily`): also where
+/// `net.ipv6.bindv6only` says otherwise. Where the kernel has no IPv6, `0.0.0.0` answers IPv4 alone.
 ///
 /// # Errors
 /// When the address is taken or not on this host.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    listen_by(TcpSocket::new_v6, address)
+}
+
+fn listen_by(new_v6: impl FnOnce() -> io::Result<TcpSocket>, address: SocketAddr) -> io::Result<TcpListener> {
+    let (socket, address) = match address {
+        address if address.ip().is_unspecified() => of_both_families(new_v6, address)?,
+        SocketAddr::V4(_) => (TcpSocket::new_v4()?, address),
+        SocketAddr::V6(_) => (new_v6()?, address),
     };
-    if address.is_ipv6() && address.ip().is_unspecified() {
-        setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
-    }
     // Connections of an earlier server may be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// A socket, with what it is to be bound to.
+fn of_both_families(
+    new_v6: impl FnOnce() -> io::Result<TcpSocket>,
+    every: SocketAddr,
+) -> io::Result<(TcpSocket, SocketAddr)> {
+    match new_v6() {
+        Ok(socket) => {
+            setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+            Ok((socket, (Ipv6Addr::UNSPECIFIED, every.port()).into()))
+        }
+        Err(error) if every.is_ipv4() && error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
+            Ok((TcpSocket::new_v4()?, every))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// As [`serve`]; while the address is taken, or not on this host, it is tried again.
@@ -271,6 +292,7 @@ impl std::fmt::Debug for Router {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
     use std::sync::Mutex;
 
     use prometheus_client::registry::Registry;
@@ -371,17 +393,59 @@ mod tests {
         server.stop().await;
     }
 
-    #[test]
-    fn every_address_is_of_both_families_whatever_the_sysctl_says() {
-        let thread = || {
+    /// In a network namespace with these sysctls: which loopback addresses a listener there can be reached by.
+    fn reached_by(
+        sysctls: &[(&str, &str)],
+        listen: impl FnOnce() -> io::Result<TcpListener> + Send,
+    ) -> Vec<IpAddr> {
+        let reached = || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
-            std::fs::write("/proc/sys/net/ipv6/bindv6only", "1").unwrap();
+            let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+            assert!(up.success(), "lo is up");
+            for (name, value) in sysctls {
+                std::fs::write(format!("/proc/sys/net/ipv6/{name}"), value).unwrap();
+            }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let _entered = runtime.enter();
-            let listener = listen("[::]:0".parse().unwrap()).unwrap();
-            nix::sys::socket::getsockopt(&listener, sockopt::Ipv6V6Only).unwrap()
+            let listener = listen().unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            let reached = |ip: &IpAddr| std::net::TcpStream::connect((*ip, port)).is_ok();
+            loopback.into_iter().filter(reached).collect()
         };
-        assert!(!std::thread::spawn(thread).join().unwrap(), "this family alone");
+        std::thread::scope(|scope| scope.spawn(reached).join().unwrap())
+    }
+
+    #[test]
+    fn every_address_is_of_both_families_whoever_asks_for_it_and_whatever_the_sysctl_says() {
+        let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        for every in ["0.0.0.0:0", "[::]:0"] {
+            for bindv6only in ["0", "1"] {
+                let sysctls = [("bindv6only", bindv6only)];
+                let reached = reached_by(&sysctls, || listen(every.parse().unwrap()));
+                assert_eq!(reached, both, "{every} with bindv6only={bindv6only}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_address_is_of_its_family_alone() {
+        for one in ["127.0.0.1:0", "[::1]:0"] {
+            let address: SocketAddr = one.parse().unwrap();
+            assert_eq!(reached_by(&[], || listen(address)), [address.ip()]);
+        }
+    }
+
+    #[test]
+    fn without_ipv6_every_address_is_ipv4s() {
+        let v4: [IpAddr; 1] = [Ipv4Addr::LOCALHOST.into()];
+        let every: SocketAddr = "0.0.0.0:0".parse().unwrap();
+        assert_eq!(reached_by(&[("conf/all/disable_ipv6", "1")], || listen(every)), v4, "switched off");
+        let lacking = || Err(Errno::EAFNOSUPPORT.into());
+        assert_eq!(reached_by(&[], || listen_by(lacking, every)), v4, "not in the kernel");
+        let out_of_files = || Err(Errno::EMFILE.into());
+        let error = listen_by(out_of_files, every).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::EMFILE as i32), "says nothing of IPv6");
     }
 
     #[tokio::test]

@@ -43,12 +43,19 @@ impl Kernel {
         Ok(Self { socket: Socket::open()?, monitor: None, others: Others::default() })
     }
 
-    /// As [`Kernel::open`], and listens to what others do.
+    /// As [`Kernel::open`], and listens to what others do. Where the kernel does not tell, the next
+    /// reading does.
     ///
     /// # Errors
     /// As [`Kernel::open`].
     pub fn open_listening() -> nfnetlink::Result<Self> {
-        Ok(Self { monitor: Some(Monitor::open()?), ..Self::open()? })
+        Self::listening(Monitor::open())
+    }
+
+    fn listening(opened: nfnetlink::Result<Monitor>) -> nfnetlink::Result<Self> {
+        let untold =
+            |error: &Error| tracing::warn!(%error, "nf_tables does not tell what others do to our tables");
+        Ok(Self { monitor: opened.inspect_err(untold).ok(), ..Self::open()? })
     }
 
     /// Becomes readable when [`Kernel::changed_by_others`] may have a new answer; `None` without
@@ -427,5 +434,16 @@ fn parse(family: IpFamily, set: SetName, element: &KernelElement<'_>) -> Option<
         SetName::ClusterIps => Some(Element::ClusterIp(compile::parse_ip(family, element.key)?.0)),
         SetName::NodeAddresses => Some(Element::NodeAddress(compile::parse_ip(family, element.key)?.0)),
         SetName::Hairpin => Some(Element::Hairpin(compile::parse_hairpin(family, element.key)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_does_not_tell_what_others_do_is_served_all_the_same() {
+        let mut kernel = Kernel::listening(Err(Error::Protocol("no notifications"))).unwrap();
+        assert!(kernel.notifications().is_none() && !kernel.changed_by_others());
     }
 }

@@ -47,11 +47,19 @@ type Trials = BTreeMap<usize, Vec<Feature>>;
 /// Tries all that a family's tables need. Nothing is changed. An empty answer is a good one.
 ///
 /// # Errors
-/// When the kernel has no nf_tables at all or we have no CAP_NET_ADMIN.
+/// When the kernel has no nf_tables at all, we have no CAP_NET_ADMIN, or there was no memory for an
+/// answer: that says nothing of what the kernel can do.
 pub fn probe(socket: &mut Socket, family: IpFamily) -> nfnetlink::Result<Vec<Lack>> {
     let (batch, trials) = trials(family);
-    match socket.commit(&batch) {
-        Err(Error::Rejected(rejection)) => Ok(lacks(&rejection.failures, &trials, batch.len() - 1)),
+    read(socket.commit(&batch), &trials, batch.len() - 1)
+}
+
+/// `last` is the message that no kernel grants.
+fn read(answer: nfnetlink::Result<()>, trials: &Trials, last: usize) -> nfnetlink::Result<Vec<Lack>> {
+    match answer {
+        Err(Error::Rejected(rejection)) if !rejection.is_of_the_host() => {
+            Ok(lacks(&rejection.failures, trials, last))
+        }
         Err(error) => Err(error),
         Ok(()) => Err(Error::Protocol("a chain was deleted that is not there")),
     }
@@ -171,6 +179,8 @@ impl fmt::Display for Lack {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nfnetlink::Rejection;
+    use nix::errno::Errno;
 
     fn failure(message: Option<usize>) -> Failure {
         Failure { message, what: "add rule".to_owned(), errno: 2, text: None, offset: None }
@@ -200,6 +210,20 @@ mod tests {
             whole[0].to_string(),
             "nf_tables: needs CONFIG_NF_TABLES (module nf_tables, Linux 3.13); add rule: No such file or directory (os error 2)"
         );
+    }
+
+    #[test]
+    fn a_host_that_is_short_of_memory_says_nothing_of_what_its_kernel_lacks() {
+        let trials = of(&[NF_TABLES_IPV6, SETS]);
+        let answer = |errnos: &[(usize, i32)]| {
+            let failures = errnos.iter().map(|(m, errno)| Failure { errno: *errno, ..failure(Some(*m)) });
+            read(Err(Error::Rejected(Rejection { failures: failures.collect() })), &trials, 2)
+        };
+        assert_eq!(answer(&[(1, 2), (2, 2)]).unwrap()[0].feature, SETS);
+        for errno in [Errno::ENOMEM, Errno::ENOBUFS, Errno::EPERM, Errno::EAGAIN] {
+            let told = answer(&[(1, errno as i32), (2, 2)]);
+            assert!(matches!(told, Err(Error::Rejected(_))), "{errno}: {told:?}");
+        }
     }
 
     #[test]
