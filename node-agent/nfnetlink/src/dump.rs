@@ -15,7 +15,7 @@ use crate::set::Set;
 use crate::socket::{Answer, Socket, receive, send};
 use crate::table::{Listed, Table, TableRef};
 use crate::uapi::*;
-use crate::wire::{Attrs, Message, Messages, Writer, be32, name, read_u32};
+use crate::wire::{Attrs, Message, Messages, Writer, be32, lossy_name, read_u32};
 
 /// Sequence numbers of questions have this bit, those of batches have not.
 const FIRST_SEQUENCE: u32 = 1 << 31;
@@ -31,7 +31,7 @@ pub struct Generation {
     /// The thread that made it, by its number in the *initial* PID namespace; 0 if the
     /// kernel does not say.
     pub pid: u32,
-    /// That thread's name (`comm`, at most 15 bytes).
+    /// That thread's name (`comm`, at most 15 bytes, of any kind: what is no UTF-8 is replaced).
     pub process: String,
 }
 
@@ -47,7 +47,7 @@ impl Generation {
             match kind {
                 NFTA_GEN_ID => generation.id = be32(value)?,
                 NFTA_GEN_PROC_PID => generation.pid = be32(value)?,
-                NFTA_GEN_PROC_NAME => generation.process = name(value)?.to_owned(),
+                NFTA_GEN_PROC_NAME => generation.process = lossy_name(value),
                 _ => {}
             }
         }
