@@ -62,6 +62,8 @@ pub enum Dumped<'a> {
     Restart,
     /// An element.
     Element(Element<'a>),
+    /// One that this library cannot express: a catch-all, which has no key.
+    Other,
 }
 
 impl Socket {
@@ -145,7 +147,6 @@ impl Socket {
     }
 
     /// Hands over the elements of a set or map one by one, in the kernel's order.
-    /// Elements that this library cannot express (a catch-all) are left out.
     ///
     /// Here the kernel does not tell when the listing is inconsistent (6.18), neither
     /// after a commit nor while it rehashes a set that grew: then it repeats some
@@ -172,10 +173,12 @@ impl Socket {
                 let Item::Message(message) = item else { return };
                 let lists = message.attrs().filter(|(kind, _)| *kind == NFTA_SET_ELEM_LIST_ELEMENTS);
                 for (_, element) in lists.flat_map(|(_, list)| Attrs::new(list)) {
-                    if let Some(element) = Element::decode(element) {
-                        hashes.push(hasher.hash_one((element.key, element.key_end, element.interval_end)));
-                        visit(Dumped::Element(element));
-                    }
+                    let Some(element) = Element::decode(element) else {
+                        visit(Dumped::Other);
+                        continue;
+                    };
+                    hashes.push(hasher.hash_one((element.key, element.key_end, element.interval_end)));
+                    visit(Dumped::Element(element));
                 }
             };
             let answered =
