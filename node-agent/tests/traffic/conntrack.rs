@@ -167,6 +167,57 @@ fn a_client_that_keeps_its_port_is_answered_by_another_pod_once_its_own_is_gone(
     });
 }
 
+/// So long an endpoint that is gone can still be drawn by packets that are under way.
+const GRACE: Duration = Duration::from_secs(1);
+
+#[test]
+fn an_entry_that_a_packet_under_way_makes_after_the_look_is_ended_too() {
+    let ground = Ground::new();
+    let [a, b, c] = &ground.pods;
+    let _servers = [a, b].map(Server::start);
+    let both = Shop { endpoints: vec![a, b], ..Shop::default() };
+    let only_b = Shop { endpoints: vec![b], ..Shop::default() };
+    let vip = to(both.cluster_ips()[0], 80);
+    with_agent(&ground, |tx| {
+        list(tx, &ground, &both);
+        // On a machine that stalls, the second is over before the entry is there.
+        for port in 1..=5 {
+            let deadline = Instant::now() + DEADLINE;
+            let asker = loop {
+                assert!(Instant::now() < deadline, "a is an endpoint");
+                let asker = Asker::new(c, vip);
+                if asker.ask().as_deref() == Some(a.name) {
+                    break asker;
+                }
+            };
+            // There is one look a second: the next shall not have to wait.
+            let rested = Instant::now() + 3 * GRACE;
+            while Instant::now() < rested {
+                asker.ask();
+            }
+            let began = Instant::now();
+            apply(tx, &ground, &only_b);
+            asker.until_answered_by(b.name);
+            let client = to(c.v4, port);
+            let original = nfnetlink::conntrack::Tuple::udp(client, vip);
+            let reply = nfnetlink::conntrack::Tuple::udp(to(a.v4, 8080), client);
+            let late = Flow { original, reply, ..flow_of(&ground, &asker) };
+            let created = ground.node.run(|| Conntrack::open().unwrap().create(&[late], DEADLINE * 10));
+            assert_eq!(created.unwrap(), 1);
+            if began.elapsed() < GRACE {
+                let deadline = Instant::now() + DEADLINE;
+                while flows(&ground, UDP).iter().any(|flow| flow.original == original) {
+                    asker.ask();
+                    assert!(Instant::now() < deadline, "nobody looked again");
+                }
+                return;
+            }
+            apply(tx, &ground, &both);
+        }
+        panic!("this machine is too slow for this test");
+    });
+}
+
 #[test]
 fn a_client_that_asked_before_there_was_a_service_is_answered_once_there_is() {
     let ground = Ground::new();
