@@ -269,7 +269,7 @@ fn what_others_do_to_our_table_is_put_right_in_one_commit() {
     }
 }
 
-/// No traffic: that takes a kernel with SCTP sockets.
+/// What becomes of its packets: tests/traffic/sctp.rs.
 #[test]
 fn a_service_over_sctp_is_programmed_and_foretold_like_any_other() {
     in_namespace(|| {

@@ -8,6 +8,7 @@ mod full_table;
 mod hosts;
 mod local;
 mod loopback;
+mod sctp;
 mod talk;
 mod worlds;
 
