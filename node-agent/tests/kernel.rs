@@ -203,7 +203,7 @@ fn a_foreign_flush_is_healed_by_the_next_sync() {
 
 #[test]
 fn what_others_do_to_our_table_is_put_right_in_one_commit() {
-    const CASES: [(&str, &str); 10] = [
+    const CASES: [(&str, &str); 12] = [
         (
             "a chain that is gone, as in a table of an earlier version",
             "flush chain ip fairlead filter-forward; flush chain ip fairlead filter-output; \
@@ -239,6 +239,11 @@ fn what_others_do_to_our_table_is_put_right_in_one_commit() {
              add element ip fairlead affinity { 10.96.0.1 . tcp . 80 : jump intruder }",
         ),
         ("a policy", "add chain ip fairlead filter-input { policy drop; }"),
+        ("an element that every address is in", "add element ip fairlead service-vips { * }"),
+        (
+            "an entry that every address has",
+            "add element ip fairlead cluster-endpoints { * : 192.0.2.1 . 80 }",
+        ),
     ];
     for (what, edit) in CASES {
         in_namespace(|| {
@@ -265,7 +270,7 @@ fn what_others_do_to_our_table_is_put_right_in_one_commit() {
     }
 }
 
-/// No traffic: that takes a kernel with SCTP sockets.
+/// What becomes of its packets: tests/traffic/sctp.rs.
 #[test]
 fn a_service_over_sctp_is_programmed_and_foretold_like_any_other() {
     in_namespace(|| {

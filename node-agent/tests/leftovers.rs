@@ -107,15 +107,24 @@ fn what_kube_proxy_left_in_iptables_goes_and_what_others_own_stays() {
 
 #[test]
 fn a_chain_that_a_plugin_still_jumps_to_stays_until_it_does_not() {
-    in_namespace(|| {
-        restore("iptables-nft", KUBE_PROXYS);
-        restore("iptables-nft", "*nat\n:CNI-DN - [0:0]\n-A CNI-DN -j KUBE-MARK-MASQ\nCOMMIT\n");
-        remove(Connections::Keep).unwrap();
-        let left = saved("iptables-nft");
-        assert!(left.contains("-A CNI-DN -j KUBE-MARK-MASQ\n"), "{left}");
-        assert!(left.contains("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n"), "{left}");
-        assert!(!left.contains("KUBE-SERVICES"), "{left}");
-    });
+    for program in ["iptables-nft", "iptables-legacy"] {
+        in_namespace(|| {
+            restore(program, KUBE_PROXYS);
+            restore(program, "*nat\n:CNI-DN - [0:0]\n-A CNI-DN -j KUBE-MARK-MASQ\nCOMMIT\n");
+            let report = remove(Connections::Keep).unwrap();
+            let left = saved(program);
+            assert!(left.contains("-A CNI-DN -j KUBE-MARK-MASQ\n"), "{left}");
+            assert!(left.contains("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n"), "{left}");
+            assert!(!left.contains("KUBE-SERVICES"), "{left}");
+            let [told] = &report.left[..] else { panic!("{report}") };
+            assert!(told.contains("nat that a rule of somebody else leads to (KUBE-MARK-MASQ)"), "{told}");
+
+            restore(program, "*nat\n-D CNI-DN -j KUBE-MARK-MASQ\nCOMMIT\n");
+            let report = remove(Connections::Keep).unwrap();
+            assert_eq!((report.removed.len(), &report.left), (1, &Vec::new()), "{report}");
+            assert!(!saved(program).contains("KUBE-"), "{}", saved(program));
+        });
+    }
 }
 
 #[test]

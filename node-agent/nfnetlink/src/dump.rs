@@ -1,8 +1,8 @@
 //! Reading the ruleset.
 //!
-//! The kernel lists in several datagrams and tells when the ruleset changed in
-//! between; the listing is then begun anew, so that what is returned was in force at
-//! one moment.
+//! The kernel lists in several datagrams, and the ruleset may change in between. A listing counts if
+//! what it lists did not ([`crate::witness`] says how that is known), and is begun anew otherwise: so
+//! what is returned was in force at one moment.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -15,12 +15,11 @@ use crate::set::Set;
 use crate::socket::{Answer, Socket, receive, send};
 use crate::table::{Listed, Table, TableRef};
 use crate::uapi::*;
-use crate::wire::{Attrs, Message, Messages, Writer, be32, name, read_u32};
+use crate::wire::{Attrs, Message, Messages, Writer, be32, lossy_name, read_u32};
+use crate::witness::Scope;
 
 /// Sequence numbers of questions have this bit, those of batches have not.
-const FIRST_SEQUENCE: u32 = 1 << 31;
-/// How often a dump is begun before it is given up.
-const ATTEMPTS: u32 = 20;
+pub(crate) const FIRST_SEQUENCE: u32 = 1 << 31;
 
 /// A state of the ruleset of a network namespace: every commit, whoever makes it,
 /// makes a new one.
@@ -31,7 +30,7 @@ pub struct Generation {
     /// The thread that made it, by its number in the *initial* PID namespace; 0 if the
     /// kernel does not say.
     pub pid: u32,
-    /// That thread's name (`comm`, at most 15 bytes).
+    /// That thread's name (`comm`, at most 15 bytes, of any kind: what is no UTF-8 is replaced).
     pub process: String,
 }
 
@@ -47,7 +46,7 @@ impl Generation {
             match kind {
                 NFTA_GEN_ID => generation.id = be32(value)?,
                 NFTA_GEN_PROC_PID => generation.pid = be32(value)?,
-                NFTA_GEN_PROC_NAME => generation.process = name(value)?.to_owned(),
+                NFTA_GEN_PROC_NAME => generation.process = lossy_name(value),
                 _ => {}
             }
         }
@@ -62,6 +61,8 @@ pub enum Dumped<'a> {
     Restart,
     /// An element.
     Element(Element<'a>),
+    /// One that this library cannot express: a catch-all, which has no key.
+    Other,
 }
 
 impl Socket {
@@ -71,21 +72,16 @@ impl Socket {
         self.query(
             "the generation",
             NFT_MSG_GETGEN,
-            NLM_F_ACK,
             None,
             |_| {},
-            |item| {
-                if let Item::Message(message) = item {
-                    found = Generation::decode(message);
-                }
-            },
+            |message| found = Generation::decode(message),
         )?;
         found.ok_or(Error::Protocol("no generation in the answer"))
     }
 
     /// The tables of a family, or of all.
     pub fn tables(&mut self, family: Option<Family>) -> Result<Vec<Listed<Table>>> {
-        self.list("tables", NFT_MSG_GETTABLE, family, |_| {}, Table::decode)
+        self.list("tables", NFT_MSG_GETTABLE, family, Scope::Everything, |_| {}, Table::decode)
     }
 
     /// One table, if it exists. Its handle differs from before if it was deleted and
@@ -98,8 +94,15 @@ impl Socket {
     /// The chains of a table; none if the table does not exist.
     pub fn chains(&mut self, table: TableRef<'_>) -> Result<Vec<Listed<Chain>>> {
         let filter = |w: &mut Writer| w.name(NFTA_CHAIN_TABLE, table.name);
-        let mut chains = self.list("chains", NFT_MSG_GETCHAIN, Some(table.family), filter, Chain::decode)?;
-        // The kernel lists the family's.
+        // The kernel lists the family's, and counts them all to find where it was.
+        let mut chains = self.list(
+            "chains",
+            NFT_MSG_GETCHAIN,
+            Some(table.family),
+            Scope::Everything,
+            filter,
+            Chain::decode,
+        )?;
         chains.retain(|listed| listed.table() == table);
         Ok(chains)
     }
@@ -108,7 +111,7 @@ impl Socket {
     /// exist.
     pub fn rules(&mut self, table: TableRef<'_>) -> Result<Vec<Listed<Rule>>> {
         let filter = |w: &mut Writer| w.name(NFTA_RULE_TABLE, table.name);
-        self.list("rules", NFT_MSG_GETRULE, Some(table.family), filter, Rule::decode)
+        self.list("rules", NFT_MSG_GETRULE, Some(table.family), Scope::Table(table), filter, Rule::decode)
     }
 
     /// As [`Socket::rules`], of one chain; none if that does not exist.
@@ -117,13 +120,14 @@ impl Socket {
             w.name(NFTA_RULE_TABLE, table.name);
             w.name(NFTA_RULE_CHAIN, chain);
         };
-        self.list("rules", NFT_MSG_GETRULE, Some(table.family), filter, Rule::decode)
+        self.list("rules", NFT_MSG_GETRULE, Some(table.family), Scope::Table(table), filter, Rule::decode)
     }
 
     /// The sets and maps of a table; none if the table does not exist.
     pub fn sets(&mut self, table: TableRef<'_>) -> Result<Vec<Listed<Set>>> {
         let filter = |w: &mut Writer| w.name(NFTA_SET_TABLE, table.name);
-        match self.list("sets", NFT_MSG_GETSET, Some(table.family), filter, Set::decode) {
+        match self.list("sets", NFT_MSG_GETSET, Some(table.family), Scope::Table(table), filter, Set::decode)
+        {
             Err(error) if error.is_not_found() => Ok(Vec::new()),
             result => result,
         }
@@ -137,7 +141,7 @@ impl Socket {
             w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| key.encode(w));
         };
         let what = format!("an element of {} {} {set}", table.family, table.name);
-        match self.query(&what, NFT_MSG_GETSETELEM, NLM_F_ACK, Some(table.family), filter, |_| {}) {
+        match self.query(&what, NFT_MSG_GETSETELEM, Some(table.family), filter, |_| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
@@ -145,7 +149,6 @@ impl Socket {
     }
 
     /// Hands over the elements of a set or map one by one, in the kernel's order.
-    /// Elements that this library cannot express (a catch-all) are left out.
     ///
     /// Here the kernel does not tell when the listing is inconsistent (6.18), neither
     /// after a commit nor while it rehashes a set that grew: then it repeats some
@@ -165,29 +168,34 @@ impl Socket {
         let what = format!("elements of {} {} {set}", table.family, table.name);
         let hasher = RandomState::new();
         let mut hashes = Vec::new();
-        for _ in 0..ATTEMPTS {
-            let generation = self.generation()?.id;
+        self.until_it_holds(Scope::Table(table), |socket, again| {
+            if again {
+                visit(Dumped::Restart);
+            }
             hashes.clear();
-            let visit_list = |item: Item<'_>| {
-                let Item::Message(message) = item else { return };
+            let visit_list = |message: &Message<'_>| {
                 let lists = message.attrs().filter(|(kind, _)| *kind == NFTA_SET_ELEM_LIST_ELEMENTS);
                 for (_, element) in lists.flat_map(|(_, list)| Attrs::new(list)) {
-                    if let Some(element) = Element::decode(element) {
-                        hashes.push(hasher.hash_one((element.key, element.key_end, element.interval_end)));
-                        visit(Dumped::Element(element));
-                    }
+                    let Some(element) = Element::decode(element) else {
+                        visit(Dumped::Other);
+                        continue;
+                    };
+                    hashes.push(hasher.hash_one((element.key, element.key_end, element.interval_end)));
+                    visit(Dumped::Element(element));
                 }
             };
-            let answered =
-                self.ask(&what, NFT_MSG_GETSETELEM, NLM_F_DUMP, Some(table.family), filter, visit_list)?;
+            // What a commit takes out goes a moment after its generation has come.
+            socket.settle()?;
+            let generation = socket.generation()?.id;
+            let family = Some(table.family);
+            let answered = socket.ask(&what, NFT_MSG_GETSETELEM, NLM_F_DUMP, family, filter, visit_list)?;
             hashes.sort_unstable();
-            let repeats = hashes.windows(2).any(|pair| pair[0] == pair[1]);
-            if answered == Answered::Consistently && !repeats && self.generation()?.id == generation {
-                return Ok(());
-            }
-            visit(Dumped::Restart);
-        }
-        Err(Error::Interrupted { attempts: ATTEMPTS })
+            Ok(match answered {
+                _ if hashes.windows(2).any(|pair| pair[0] == pair[1]) => Answered::Wrongly,
+                Answered::Consistently if socket.generation()?.id != generation => Answered::Interrupted,
+                answered => answered,
+            })
+        })
     }
 
     fn list<T>(
@@ -195,34 +203,31 @@ impl Socket {
         what: &str,
         operation: u16,
         family: Option<Family>,
+        scope: Scope<'_>,
         filter: impl Fn(&mut Writer),
         decode: impl Fn(&Message<'_>) -> Option<Listed<T>>,
     ) -> Result<Vec<Listed<T>>> {
         let mut found = Vec::new();
-        self.query(what, operation, NLM_F_DUMP, family, filter, |item| match item {
-            Item::Restart => found.clear(),
-            Item::Message(message) => found.extend(decode(message)),
+        self.until_it_holds(scope, |socket, _| {
+            found.clear();
+            let visit = |message: &Message<'_>| found.extend(decode(message));
+            socket.ask(what, operation, NLM_F_DUMP, family, &filter, visit)
         })?;
         Ok(found)
     }
 
-    /// Asks until the answer is complete and consistent.
+    /// As [`Socket::ask`], of what is not listed but answered in one piece.
     fn query(
         &mut self,
         what: &str,
         operation: u16,
-        flags: u16,
         family: Option<Family>,
         filter: impl Fn(&mut Writer),
-        mut visit: impl FnMut(Item<'_>),
+        mut visit: impl FnMut(&Message<'_>),
     ) -> Result<()> {
-        for _ in 0..ATTEMPTS {
-            if self.ask(what, operation, flags, family, &filter, &mut visit)? == Answered::Consistently {
-                return Ok(());
-            }
-            visit(Item::Restart);
-        }
-        Err(Error::Interrupted { attempts: ATTEMPTS })
+        self.until_it_holds(Scope::Everything, |socket, _| {
+            socket.ask(what, operation, NLM_F_ACK, family, &filter, &mut visit)
+        })
     }
 
     /// Asks once. A dump ends with NLMSG_DONE, any other question (which has NLM_F_ACK)
@@ -235,7 +240,7 @@ impl Socket {
         flags: u16,
         family: Option<Family>,
         filter: impl Fn(&mut Writer),
-        mut visit: impl FnMut(Item<'_>),
+        mut visit: impl FnMut(&Message<'_>),
     ) -> Result<Answered> {
         self.sequence = self.sequence.wrapping_add(1) | FIRST_SEQUENCE;
         let mut question = Writer::default();
@@ -269,12 +274,12 @@ impl Socket {
                         Some(Answer { errno: 0, .. }) => return Ok(answered),
                         Some(Answer { errno: libc::EBUSY, .. }) => {
                             self.finish_dump()?;
-                            return Ok(Answered::Interrupted);
+                            return Ok(Answered::Wrongly);
                         }
                         Some(Answer { errno, .. }) => return Err(refused(errno)),
                         None => return Err(Error::Protocol("a truncated acknowledgement")),
                     },
-                    _ => visit(Item::Message(&message)),
+                    _ => visit(&message),
                 }
             }
         }
@@ -288,18 +293,15 @@ impl Socket {
     }
 }
 
-/// What a query's visitor is told.
-enum Item<'a> {
-    /// Forget what came so far.
-    Restart,
-    Message(&'a Message<'a>),
-}
-
-#[derive(PartialEq, Eq)]
-enum Answered {
+/// How a question was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// As of one moment.
     Consistently,
-    /// The ruleset changed between two datagrams (NLM_F_DUMP_INTR).
+    /// In whole, but somebody committed meanwhile (NLM_F_DUMP_INTR).
     Interrupted,
+    /// Not in whole, whoever committed or did not.
+    Wrongly,
 }
 
 #[cfg(test)]

@@ -48,6 +48,7 @@ mod table;
 mod uapi;
 mod userdata;
 mod wire;
+mod witness;
 
 pub use batch::{Batch, Elements};
 pub use chain::{BaseChain, Chain, ChainKind, Hook, Policy};

@@ -70,11 +70,16 @@ pub struct Monitor {
 impl Monitor {
     /// Opens a socket and joins the group.
     pub fn open() -> Result<Self> {
-        let fd = open(libc::NETLINK_NETFILTER, libc::SOCK_NONBLOCK)?;
-        force_buffer(&fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
-        let monitor = Self { fd, datagram: vec![0; DATAGRAM] };
+        let monitor = Self::apart()?;
         monitor.join()?;
         Ok(monitor)
+    }
+
+    /// One that receives nothing before it [joins](Monitor::join).
+    pub(crate) fn apart() -> Result<Self> {
+        let fd = open(libc::NETLINK_NETFILTER, libc::SOCK_NONBLOCK)?;
+        force_buffer(&fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
+        Ok(Self { fd, datagram: vec![0; DATAGRAM] })
     }
 
     /// Begins to receive.

@@ -12,6 +12,7 @@ use crate::uapi::{
     NLMSGERR_ATTR_MSG, NLMSGERR_ATTR_OFFS,
 };
 use crate::wire::{Attrs, Message, Messages, NLMSG_HEADER, Writer, align, name, read_u32};
+use crate::witness::Witness;
 
 /// Larger than the kernel's largest datagram in a dump (32 KiB).
 const DATAGRAM: usize = 256 << 10;
@@ -33,6 +34,8 @@ pub struct Socket {
     pub(crate) datagram: Vec<u8>,
     send_buffer: usize,
     receive_buffer: usize,
+    /// Opened together, so that it sees the same network namespace.
+    pub(crate) witness: Witness,
 }
 
 impl Socket {
@@ -42,8 +45,14 @@ impl Socket {
         let fd = open(libc::NETLINK_NETFILTER, 0)?;
         set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1)?;
         set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1)?;
-        let mut socket =
-            Self { fd, sequence: 0, datagram: vec![0; DATAGRAM], send_buffer: 0, receive_buffer: 0 };
+        let mut socket = Self {
+            fd,
+            sequence: 0,
+            datagram: vec![0; DATAGRAM],
+            send_buffer: 0,
+            receive_buffer: 0,
+            witness: Witness::open()?,
+        };
         socket.grow_receive_buffer(*RECEIVE_BUFFER.start())?;
         Ok(socket)
     }

@@ -268,6 +268,12 @@ pub(crate) fn name(payload: &[u8]) -> Option<&str> {
     std::str::from_utf8(&payload[..end]).ok()
 }
 
+/// As [`name`], where any bytes may stand and none is worth losing the message for.
+pub(crate) fn lossy_name(payload: &[u8]) -> String {
+    let end = payload.iter().position(|byte| *byte == 0).unwrap_or(payload.len());
+    String::from_utf8_lossy(&payload[..end]).into_owned()
+}
+
 /// Whole milliseconds, as the kernel wants them.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -12,7 +12,7 @@ use std::panic::AssertUnwindSafe;
 use namespace::in_fresh_namespace;
 use nfnetlink::{
     Batch, Chain, Dumped, Element, Error, Expr, Family, Field, Generation, Rule, Set, Socket, Table,
-    TableRef, Value,
+    TableRef, Value, Verdict,
 };
 use nft::nft;
 
@@ -49,6 +49,7 @@ fn ports(socket: &mut Socket) -> Vec<(u32, u16)> {
             let key = u32::from_ne_bytes(element.key.try_into().unwrap());
             found.push((key, u16::from_be_bytes(element.value().unwrap().try_into().unwrap())));
         }
+        Dumped::Other => panic!("there is none"),
     };
     socket.elements(TABLE, "m", visit).unwrap();
     found.sort_unstable();
@@ -109,6 +110,29 @@ fn the_kernel_says_which_name_is_unknown() {
         let Error::Rejected(rejection) = error else { panic!("{error}") };
         // Behind the netlink header and nfgenmsg: the table's name.
         assert_eq!(rejection.failures[0].offset, Some(20));
+    });
+}
+
+/// A question that is answered so was asked while another one's answer was not read; a batch is refused.
+#[test]
+fn a_chain_that_is_still_jumped_to_is_refused_as_busy_and_named() {
+    in_fresh_namespace(|| {
+        let mut socket = Socket::open().unwrap();
+        let mut batch = base();
+        batch.add_chain(TABLE, &Chain::regular("from"));
+        batch.add_chain(TABLE, &Chain::regular("to"));
+        batch.add_rule(TABLE, &Rule::new("from", [Verdict::Jump("to".to_owned()).into()]));
+        socket.commit(&batch).unwrap();
+
+        let mut batch = Batch::new();
+        push(&mut batch, 1, 80);
+        let index = batch.delete_chain(TABLE, "to");
+        let Err(Error::Rejected(rejection)) = socket.commit(&batch) else { panic!("it is jumped to") };
+        let [failure] = &rejection.failures[..] else { panic!("{rejection}") };
+        assert_eq!((failure.message, failure.errno), (Some(index), libc::EBUSY));
+        assert_eq!(failure.what, "delete chain ip t to");
+        assert!(!rejection.is_of_the_host(), "it will be so again");
+        assert_eq!(ports(&mut socket), [], "nothing of it is in force");
     });
 }
 
@@ -197,6 +221,7 @@ fn a_dump_that_a_commit_interrupts_begins_anew() {
                 }
                 found += 1;
             }
+            Dumped::Other => panic!("there is none"),
         };
         socket.elements(TABLE, "m", visit).unwrap();
         // More restarts than one if the kernel is rehashing the set as well.

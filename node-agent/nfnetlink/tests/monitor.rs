@@ -70,6 +70,20 @@ fn a_foreign_flush_is_seen() {
 }
 
 #[test]
+fn whoever_commits_may_have_a_name_of_any_bytes() {
+    in_fresh_namespace(|| {
+        let mut socket = Socket::open().unwrap();
+        let mut monitor = Monitor::open().unwrap();
+        std::fs::write("/proc/thread-self/comm", b"caf\xe9").unwrap();
+        make_table(&mut socket);
+        let seen = events(&mut monitor);
+        let Some(Event::Generation(generation)) = seen.last() else { panic!("{seen:?}") };
+        assert_eq!(generation.process, "caf\u{fffd}");
+        assert_eq!(generation.id, socket.generation().unwrap().id);
+    });
+}
+
+#[test]
 fn one_event_stands_for_many_elements() {
     in_fresh_namespace(|| {
         let mut socket = Socket::open().unwrap();

@@ -254,6 +254,7 @@ fn elements(socket: &mut Socket, table: TableRef<'_>, set: &str) -> Vec<Owned> {
     let mut found = Vec::new();
     let visit = |dumped: Dumped<'_>| match dumped {
         Dumped::Restart => found.clear(),
+        Dumped::Other => panic!("there is none"),
         Dumped::Element(element) => {
             found.push((
                 element.key.to_vec(),

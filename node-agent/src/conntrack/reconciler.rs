@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
-use service_model::{ServiceName, World};
+use service_model::{IpFamily, ServiceName, World};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -101,9 +101,8 @@ impl Reconciler {
         if let Some(addresses) = news.node_addresses {
             stale |= self.work.served.learn_node_addresses(addresses);
         }
-        if stale {
-            self.pace.ask();
-        }
+        let now = Instant::now();
+        if stale { self.pace.ask(now) } else { self.pace.committed(now) }
     }
 
     async fn reconcile(mut self) -> anyhow::Result<Self> {
@@ -128,17 +127,27 @@ impl Reconciler {
 
 impl Work {
     fn run(&mut self) -> nfnetlink::Result<()> {
-        let index = self.served.index();
-        for family in FAMILIES.into_iter().filter(|family| index.has(*family)) {
+        let Self { served, cleaner, metrics } = self;
+        let index = served.index();
+        in_each_family(|family| {
+            if !index.has(family) {
+                return Ok(());
+            }
             let start = Instant::now();
-            let ended = self.cleaner.clean(&index, family)?;
-            self.metrics.theirs.conntrack_reconciled(family, start.elapsed(), ended);
+            let ended = cleaner.clean(&index, family)?;
+            metrics.theirs.conntrack_reconciled(family, start.elapsed(), ended);
             if ended > 0 {
                 tracing::info!(%family, ended, "ended UDP connections to endpoints that no longer serve");
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
+}
+
+/// The first error, after both had their turn: a kernel may lack what it takes for one.
+fn in_each_family<E>(mut run: impl FnMut(IpFamily) -> Result<(), E>) -> Result<(), E> {
+    let [v4, v6] = FAMILIES.map(&mut run);
+    v4.and(v6)
 }
 
 impl Feed {
@@ -148,7 +157,8 @@ impl Feed {
     }
 
     /// All that was marked is in force. `look`: the kernel was not as we thought, so whatever entries
-    /// there are may be stale.
+    /// there are may be stale. To be told of every commit: one that changes no Service may be the one that
+    /// takes away what an earlier one left for packets under way.
     pub fn committed(&mut self, world: &World, node_addresses: BTreeSet<IpAddr>, look: bool) {
         let mut services = BTreeMap::new();
         for name in std::mem::take(&mut self.changed) {
@@ -163,14 +173,12 @@ impl Feed {
                 services.insert(name, service);
             }
         }
-        let moved = node_addresses != self.node_addresses;
-        if services.is_empty() && !moved && !look {
-            return;
-        }
-        self.node_addresses.clone_from(&node_addresses);
         let mut news = self.desk.news.lock().unwrap_or_else(PoisonError::into_inner);
         news.services.append(&mut services);
-        news.node_addresses = Some(node_addresses);
+        if node_addresses != self.node_addresses {
+            self.node_addresses.clone_from(&node_addresses);
+            news.node_addresses = Some(node_addresses);
+        }
         news.look |= look;
         drop(news);
         self.desk.changed.notify_one();
@@ -181,5 +189,22 @@ async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_that_fails_does_not_keep_the_other_from_its_turn() {
+        for failing in FAMILIES {
+            let mut ran = Vec::new();
+            let outcome = in_each_family(|family| {
+                ran.push(family);
+                if family == failing { Err(family) } else { Ok(()) }
+            });
+            assert_eq!((ran, outcome), (FAMILIES.to_vec(), Err(failing)));
+        }
     }
 }

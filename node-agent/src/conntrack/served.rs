@@ -94,11 +94,23 @@ impl Served {
         stale
     }
 
-    /// The addresses on which NodePorts answer from now on.
+    /// The addresses on which NodePorts answer from now on; whether entries may have been made for one of
+    /// them before it was ours. For a link-local address there are none, since nothing to it is ever
+    /// forwarded: each new interface (a pod's) brings one.
     pub fn learn_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> bool {
-        let fresh = !addresses.is_subset(&self.node_addresses);
+        let forwarded = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => !ip.is_link_local(),
+            IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+        };
+        let served = |ip: &IpAddr| self.has_node_port(IpFamily::of(*ip));
+        let fresh = addresses.difference(&self.node_addresses).any(|ip| forwarded(ip) && served(ip));
         self.node_addresses = addresses;
         fresh
+    }
+
+    fn has_node_port(&self, of: IpFamily) -> bool {
+        let frontends = self.services.values().flat_map(|s| &s.0).flat_map(|port| &port.frontends);
+        frontends.into_iter().any(|f| matches!(f, Frontend::NodePort { family, .. } if *family == of))
     }
 
     pub fn index(&self) -> Index<'_> {

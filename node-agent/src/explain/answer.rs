@@ -94,8 +94,34 @@ impl Answer {
             protocol: packet.protocol.to_string(),
             service: label(&trace, &reading.mirror, packet),
             steps: steps(&trace.hops, packet),
-            outcomes: outcomes(&trace, &reading.mirror, packet),
+            outcomes: outcomes(&trace, Known { reading, host }, packet),
             warnings,
+        }
+    }
+}
+
+/// What a reason may be looked for in.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    reading: &'a Reading,
+    host: &'a BTreeSet<IpAddr>,
+}
+
+impl Known<'_> {
+    /// The addresses of the family that answer NodePorts.
+    fn answering(self, family: IpFamily) -> String {
+        let rules = self.reading.ruleset(family).chains.iter().flat_map(|chain| &chain.rules);
+        let everywhere = rules.into_iter().any(|rule| rule.matches.contains(&Match::ToThisHost));
+        let addresses = if everywhere { self.host } else { &self.reading.mirror.node_addresses };
+        let named: Vec<String> = addresses
+            .iter()
+            .filter(|ip| IpFamily::of(**ip) == family && !(everywhere && ip.is_loopback()))
+            .map(ToString::to_string)
+            .collect();
+        match (named.is_empty(), everywhere) {
+            (true, _) => "none".to_owned(),
+            (false, true) => format!("all of this host but loopback ({})", named.join(", ")),
+            (false, false) => named.join(", "),
         }
     }
 }
@@ -145,7 +171,7 @@ fn because(hop: &Hop<'_>, packet: Packet) -> String {
 }
 
 /// Outcomes that differ only in the endpoint are one.
-fn outcomes(trace: &Trace<'_>, mirror: &Mirror, packet: Packet) -> Vec<Outcome> {
+fn outcomes(trace: &Trace<'_>, known: Known<'_>, packet: Packet) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> = Vec::new();
     for outcome in &trace.outcomes {
         let (verdict, masqueraded, target) = match outcome.fate {
@@ -164,7 +190,7 @@ fn outcomes(trace: &Trace<'_>, mirror: &Mirror, packet: Packet) -> Vec<Outcome> 
         outcomes.push(Outcome {
             verdict,
             masqueraded,
-            why: why(trace, outcome, mirror, packet),
+            why: why(trace, outcome, known, packet),
             endpoints: endpoint.into_iter().collect(),
             steps: steps(&outcome.hops, after),
         });
@@ -172,7 +198,7 @@ fn outcomes(trace: &Trace<'_>, mirror: &Mirror, packet: Packet) -> Vec<Outcome> 
     outcomes
 }
 
-fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, packet: Packet) -> String {
+fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, known: Known<'_>, packet: Packet) -> String {
     let last = outcome.hops.iter().chain(&trace.hops).filter(|hop| hop.failed.is_none());
     let did = |deed: fn(&Action) -> bool| last.clone().find(|hop| deed(&hop.rule.action));
     match outcome.fate {
@@ -201,7 +227,7 @@ fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, pack
                 _ => None,
             });
             match denying {
-                Some((_, Denial::UndefinedPort)) => neighbours(mirror, packet),
+                Some((_, Denial::UndefinedPort)) => neighbours(known, packet),
                 Some((_, Denial::OutsideSourceRanges)) => {
                     format!("{} is in none of the networks of its loadBalancerSourceRanges", packet.source)
                 }
@@ -209,12 +235,12 @@ fn why(trace: &Trace<'_>, outcome: &evaluate::Outcome<'_>, mirror: &Mirror, pack
                 None => "its endpoints are being replaced at this moment".to_owned(),
             }
         }
-        Fate::Untouched if is_for_the_proxy(outcome, mirror, packet) => {
+        Fate::Untouched if is_for_the_proxy(outcome, &known.reading.mirror, packet) => {
             "a NodePort on loopback: node-agent's own proxy listens there while the Service has endpoints that its \
              policy allows"
                 .to_owned()
         }
-        Fate::Untouched => neighbours(mirror, packet),
+        Fate::Untouched => neighbours(known, packet),
     }
 }
 
@@ -228,12 +254,12 @@ fn is_for_the_proxy(outcome: &evaluate::Outcome<'_>, mirror: &Mirror, packet: Pa
 }
 
 /// Why nothing of ours is about the packet, and what it may have been meant for.
-fn neighbours(mirror: &Mirror, packet: Packet) -> String {
+fn neighbours(known: Known<'_>, packet: Packet) -> String {
+    let mirror = &known.reading.mirror;
     let Packet { destination, port, protocol, .. } = packet;
     let node_port = packet.frontend(Shape::NodePort);
     if let Some(state) = mirror.frontends.get(&node_port) {
-        let answering: Vec<String> = mirror.node_addresses.iter().map(ToString::to_string).collect();
-        let answering = if answering.is_empty() { "none".to_owned() } else { answering.join(", ") };
+        let answering = known.answering(IpFamily::of(destination));
         return format!(
             "NodePort {port}/{protocol} is {}, but {destination} does not answer NodePorts; addresses that do: {answering}",
             state.label
@@ -255,5 +281,59 @@ fn neighbours(mirror: &Mirror, packet: Packet) -> String {
             format!("no Service has {destination} as an address, and none has NodePort {port}/{protocol}")
         }
         false => format!("{destination} is served at other ports only: {}", served.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Families, NodeFacts};
+    use crate::local::DetectLocal;
+    use crate::nft::layout::MasqueradeMark;
+    use crate::nft::ruleset::Ruleset;
+    use crate::nft::step::Element;
+
+    /// Why a NodePort is not answered at the address, on a host with four.
+    fn why_not(nodeport_addresses: &str, answering: &[&str], destination: &str) -> String {
+        let config = Config {
+            node_name: "here".into(),
+            detect_local: DetectLocal::ClusterCidr("10.244.0.0/16".parse().unwrap()),
+            masquerade_all: false,
+            masquerade_mark: MasqueradeMark::default(),
+            nodeport_addresses: nodeport_addresses.parse().unwrap(),
+            families: Families::default(),
+            service_networks: BTreeSet::new(),
+            node: NodeFacts::default(),
+        };
+        let rulesets = Ruleset::each(&config).try_into().unwrap();
+        let mut mirror = Mirror::default();
+        for family in crate::nft::layout::FAMILIES {
+            mirror.structure_mut(family).exists = true;
+            let frontend = Frontend::NodePort { family, protocol: Protocol::Tcp, port: 30_080 };
+            mirror.add(&Element::Served { frontend, label: "ns/web:http".into() });
+        }
+        answering.iter().for_each(|ip| mirror.add(&Element::NodeAddress(ip.parse().unwrap())));
+        let reading = Reading { mirror, rulesets, held: BTreeSet::new(), oddities: Vec::new() };
+        let host = ["127.0.0.1", "::1", "172.30.0.11", "fd00:172:30::11"].map(|ip| ip.parse().unwrap());
+        let destination: IpAddr = destination.parse().unwrap();
+        let source = if destination.is_ipv4() { "10.244.3.9" } else { "fd00:10:244::39" };
+        let (source, protocol) = (source.parse().unwrap(), Protocol::Tcp);
+        let packet = Packet { source, destination, protocol, port: 30_080, interface: None };
+        let answer = Answer::of(&reading, &host.into(), packet);
+        let why = &answer.outcomes[0].why;
+        why.split_once("addresses that do: ").unwrap_or_else(|| panic!("{why}")).1.to_owned()
+    }
+
+    #[test]
+    fn addresses_that_answer_node_ports_are_those_of_the_packets_family_and_where_all_do_the_hosts() {
+        for (configured, answering, destination, told) in [
+            ("all", &[][..], "192.0.2.7", "all of this host but loopback (172.30.0.11)"),
+            ("all", &[], "2001:db8::7", "all of this host but loopback (fd00:172:30::11)"),
+            ("primary", &["172.30.0.11", "fd00:172:30::11"], "192.0.2.7", "172.30.0.11"),
+            ("primary", &["172.30.0.11", "fd00:172:30::11"], "2001:db8::7", "fd00:172:30::11"),
+            ("primary", &["172.30.0.11"], "2001:db8::7", "none"),
+        ] {
+            assert_eq!(why_not(configured, answering, destination), told, "{configured}, {destination}");
+        }
     }
 }

@@ -22,41 +22,56 @@ pub fn remove(report: &mut Report) {
     for (program, names) in FAMILIES {
         let names = std::fs::read_to_string(names).unwrap_or_default();
         for table in TABLES.into_iter().filter(|table| names.lines().any(|name| name == *table)) {
+            let of = format!("{program}'s {table}");
             match remove_from(program, table) {
-                Ok(0) => {}
-                Ok(chains) => report.removed.push(format!("{chains} chains of {program}'s {table}")),
-                Err(error) => report.left.push(format!("what is in {program}'s {table}: {error:#}")),
+                Ok(work) => report.note(&of, work.removed, &work.in_use),
+                Err(error) => report.left.push(format!("what is in {of}: {error:#}")),
             }
         }
     }
 }
 
-fn remove_from(program: &str, table: &str) -> anyhow::Result<usize> {
+/// What is to be done in one table.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Work {
+    /// What `-restore --noflush` has to read; empty if there is nothing.
+    text: String,
+    /// How many chains that removes.
+    removed: usize,
+    in_use: BTreeSet<String>,
+}
+
+fn remove_from(program: &str, table: &str) -> anyhow::Result<Work> {
     let saved = Command::new(format!("{program}-save"))
         .args(["-t", table])
         .output()
         .with_context(|| format!("{program}-save cannot be run, so it was not looked at"))?;
     ensure!(saved.status.success(), "{program}-save: {}", String::from_utf8_lossy(&saved.stderr).trim());
-    let Some((text, chains)) = without_kube_proxy(table, &String::from_utf8_lossy(&saved.stdout)) else {
-        return Ok(0);
-    };
-    let restore = format!("{program}-restore");
-    let mut child = Command::new(&restore)
-        .args(["--noflush", "-w", "5"])
+    let work = without_kube_proxy(table, &String::from_utf8_lossy(&saved.stdout));
+    if !work.text.is_empty() {
+        let restore = format!("{program}-restore");
+        feed(Command::new(&restore).args(["--noflush", "-w", "5"]), &work.text).context(restore)?;
+    }
+    Ok(work)
+}
+
+/// Runs a program that reads the text. One that ends before it has read all says better why than the
+/// pipe that it breaks.
+fn feed(program: &mut Command, text: &str) -> anyhow::Result<()> {
+    let mut child = program
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("{restore} cannot be run"))?;
+        .context("cannot be run")?;
     // Dropped at the end of the statement: the program reads to the end.
-    child.stdin.take().context("it was asked for")?.write_all(text.as_bytes())?;
+    let written = child.stdin.take().context("it was asked for")?.write_all(text.as_bytes());
     let done = child.wait_with_output()?;
-    ensure!(done.status.success(), "{restore}: {}", String::from_utf8_lossy(&done.stderr).trim());
-    Ok(chains)
+    ensure!(done.status.success(), "{}: {}", done.status, String::from_utf8_lossy(&done.stderr).trim());
+    written.context("did not read all")
 }
 
-/// What `-restore --noflush` has to read, and how many chains it removes; `None` if there is nothing.
-fn without_kube_proxy(table: &str, saved: &str) -> Option<(String, usize)> {
+fn without_kube_proxy(table: &str, saved: &str) -> Work {
     let mut chains = BTreeSet::new();
     let mut base = BTreeSet::new();
     let mut rules = Vec::new();
@@ -79,8 +94,9 @@ fn without_kube_proxy(table: &str, saved: &str) -> Option<(String, usize)> {
         }
     }
     let removal = plan(&chains, |chain| base.contains(chain), &rules);
-    if removal.is_empty() {
-        return None;
+    let in_use = removal.in_use;
+    if removal.rules.is_empty() && removal.chains.is_empty() {
+        return Work { in_use, ..Work::default() };
     }
     let mut text = format!("*{table}\n");
     let mut line = |line: std::fmt::Arguments<'_>| writeln!(text, "{line}").expect("a String takes all");
@@ -95,7 +111,7 @@ fn without_kube_proxy(table: &str, saved: &str) -> Option<(String, usize)> {
         line(format_args!("-X {chain}"));
     }
     line(format_args!("COMMIT"));
-    Some((text, removal.chains.len()))
+    Work { text, removed: removal.chains.len(), in_use }
 }
 
 #[cfg(test)]
@@ -118,7 +134,23 @@ mod tests {
             "-D PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n",
             "-X KUBE-MARK-MASQ\n-X KUBE-SEP-A\n-X KUBE-SERVICES\nCOMMIT\n",
         );
-        assert_eq!(without_kube_proxy("nat", saved), Some((expected.to_owned(), 3)));
-        assert_eq!(without_kube_proxy("nat", "*nat\n:DOCKER - [0:0]\n-A DOCKER -j RETURN\nCOMMIT\n"), None);
+        let work = Work { text: expected.to_owned(), removed: 3, ..Work::default() };
+        assert_eq!(without_kube_proxy("nat", saved), work);
+        let others = "*nat\n:DOCKER - [0:0]\n-A DOCKER -j RETURN\nCOMMIT\n";
+        assert_eq!(without_kube_proxy("nat", others), Work::default());
+        let in_use = "*nat\n:DN - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n-A DN -j KUBE-MARK-MASQ\nCOMMIT\n";
+        let in_use = without_kube_proxy("nat", in_use);
+        assert_eq!((in_use.text.as_str(), in_use.in_use), ("", ["KUBE-MARK-MASQ".to_owned()].into()));
+    }
+
+    #[test]
+    fn a_program_that_ends_before_it_has_read_all_says_why() {
+        let text = "-A DOCKER -j RETURN\n".repeat(100_000);
+        let run = |script: &str| feed(Command::new("sh").args(["-c", script]), &text);
+        let error =
+            format!("{:#}", run("echo another app is holding the xtables lock >&2; exit 4").unwrap_err());
+        assert!(error.contains("exit status: 4: another app is holding the xtables lock"), "{error}");
+        assert!(format!("{:#}", run("exit 0").unwrap_err()).contains("did not read all"));
+        run("cat > /dev/null").unwrap();
     }
 }

@@ -14,7 +14,11 @@ pub mod names;
 pub mod nftables;
 pub mod take_over;
 
+use std::collections::BTreeSet;
 use std::fmt;
+
+/// So many chains are named of those that stay.
+const NAMED: usize = 5;
 
 /// What was done about them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,7 +43,7 @@ pub enum Connections {
 /// # Errors
 /// When nf_tables cannot be read or written. What a tool refuses is in the report.
 pub fn remove(connections: Connections) -> anyhow::Result<Report> {
-    let mut report = Report { removed: nftables::remove()?, left: Vec::new() };
+    let mut report = nftables::remove()?;
     legacy::remove(&mut report);
     ipvs::remove_sets(&mut report);
     match connections {
@@ -47,6 +51,25 @@ pub fn remove(connections: Connections) -> anyhow::Result<Report> {
         Connections::End => ipvs::remove_servers(&mut report),
     }
     Ok(report)
+}
+
+impl Report {
+    /// Of one of iptables' tables: how many chains went, and which had to stay.
+    fn note(&mut self, table: &str, removed: usize, in_use: &BTreeSet<String>) {
+        if removed > 0 {
+            self.removed.push(format!("{removed} chains of {table}"));
+        }
+        if let Some(first) = in_use.first() {
+            let names: Vec<&str> = in_use.iter().take(NAMED).map(String::as_str).collect();
+            let more = if in_use.len() > NAMED { ", …" } else { "" };
+            self.left.push(format!(
+                "{} chains of {table} that a rule of somebody else leads to ({}{more}): they are as kube-proxy left \
+                 them, and nobody keeps them up to date. Take that rule out (look for -j {first}), and they go too",
+                in_use.len(),
+                names.join(", ")
+            ));
+        }
+    }
 }
 
 impl fmt::Display for Report {

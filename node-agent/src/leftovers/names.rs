@@ -88,12 +88,6 @@ pub fn plan<Id: Clone>(
     removal
 }
 
-impl<Id> Removal<Id> {
-    pub fn is_empty(&self) -> bool {
-        self.rules.is_empty() && self.chains.is_empty()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -57,7 +57,7 @@ impl Metrics {
         ours.register("commit_steps", "Steps of a commit", metrics.commit_steps.clone());
         ours.register(
             "changes_by_others",
-            "How often somebody else changed our tables and they were put right",
+            "How often somebody else changed our tables, or may have, and they were read again and put right",
             metrics.changes_by_others.clone(),
         );
         ours.register("refused_services", "Services that the kernel refuses", metrics.refused.clone());

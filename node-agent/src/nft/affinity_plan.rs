@@ -1,6 +1,6 @@
 //! From desired to programmed affinity: what its chains hold, under which numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::affinity::{AffinityChain, AffinityKey, DesiredAffinity, NumberedTarget};
 use super::layout::{Pool, Target};
@@ -36,11 +36,13 @@ impl Numbers {
 pub struct Numbering<'a> {
     numbers: &'a mut Numbers,
     given: BTreeMap<(AffinityKey, Target), u32>,
+    /// All of those: the mirror does not have them yet.
+    taken: BTreeSet<u32>,
 }
 
 impl<'a> Numbering<'a> {
     pub fn new(numbers: &'a mut Numbers) -> Self {
-        Self { numbers, given: BTreeMap::new() }
+        Self { numbers, given: BTreeMap::new(), taken: BTreeSet::new() }
     }
 
     /// The chain that should be there. Endpoints that have a number keep it.
@@ -52,7 +54,7 @@ impl<'a> Numbering<'a> {
         let mut number = |target: Target| {
             let fresh = || loop {
                 let number = self.numbers.draw();
-                if !mirror.affinities.has_number(number) {
+                if !mirror.affinities.has_number(number) && self.taken.insert(number) {
                     return number;
                 }
             };
@@ -87,5 +89,40 @@ pub fn plan_chain(
             ((*have != empty).then(|| write(empty)), Some(Step::DeleteAffinity(key.clone())))
         }
         (None, None) => (None, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use service_model::{IpFamily, Protocol};
+
+    /// The third and the seventh number that it yields are the same: one in some ten millions does so early.
+    const UNLUCKY: u64 = 191_291_920;
+
+    #[test]
+    fn no_two_endpoints_of_one_plan_have_the_same_number() {
+        let mut numbers = Numbers::new(UNLUCKY);
+        let drawn: Vec<u32> = (0..7).map(|_| numbers.draw()).collect();
+        assert_eq!(drawn[2], drawn[6], "what the seed was looked for");
+        let target = |last| Target { ip: [10, 244, 0, last].into(), port: 80 };
+        let want = |lasts: std::ops::Range<u8>| DesiredAffinity {
+            protocol: Protocol::Tcp,
+            timeout: 60,
+            targets: lasts.map(target).collect(),
+        };
+        for services in [vec![want(0..10)], vec![want(0..5), want(5..10)]] {
+            let (mut numbers, mirror) = (Numbers::new(UNLUCKY), Mirror::default());
+            let mut numbering = Numbering::new(&mut numbers);
+            let mut given = Vec::new();
+            for (service, want) in services.iter().enumerate() {
+                let name = format!("ns/svc-{service}//tcp").into();
+                let key = AffinityKey { family: IpFamily::V4, pool: Pool::Cluster, name };
+                given.extend(numbering.chain(&key, want, &mirror).endpoints.iter().map(|e| e.number));
+                let again = numbering.chain(&key.of(Pool::Local), want, &mirror).endpoints;
+                assert!(again.iter().all(|e| given.contains(&e.number)), "either pool has the same");
+            }
+            assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), 10, "{given:?}");
+        }
     }
 }

@@ -272,14 +272,19 @@ impl Kernel {
         set: SetName,
         mirror: &mut Mirror,
     ) -> nfnetlink::Result<()> {
-        let mut elements: BTreeSet<Element> = BTreeSet::new();
-        self.socket.elements(compile::table(family), &set.to_string(), |dumped| match dumped {
-            Dumped::Restart => elements.clear(),
-            Dumped::Element(element) => match parse(family, set, &element) {
+        let (mut elements, mut unusable) = (BTreeSet::new(), false);
+        self.socket.elements(compile::table(family), &set.to_string(), |dumped| {
+            let element = match dumped {
+                Dumped::Restart => return (elements, unusable) = (BTreeSet::new(), false),
+                Dumped::Element(element) => parse(family, set, &element),
+                Dumped::Other => None,
+            };
+            match element {
                 Some(element) => drop(elements.insert(element)),
-                None => mirror.structure_mut(family).unusable = true,
-            },
+                None => unusable = true,
+            }
         })?;
+        mirror.structure_mut(family).unusable |= unusable;
         elements.iter().for_each(|element| mirror.add(element));
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 /// Runs the test on a thread in a fresh network namespace, which ends with it. Its host has the
-/// address of the Node that tests speak of.
+/// address of the Node that tests speak of. Whatever ruleset the test leaves, the host's `nft` can list.
 pub fn in_namespace(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -11,6 +11,7 @@ pub fn in_namespace(test: impl FnOnce() + Send) {
             ip("link set lo up");
             ip("addr add 172.30.0.11/32 dev lo");
             test();
+            list_ruleset();
         });
         if let Err(panic) = thread.join() {
             std::panic::resume_unwind(panic);
@@ -25,6 +26,15 @@ pub fn ruleset() -> String {
     let mut parts = listed.split(" offset ");
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |text, part| text + " offset N" + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+/// It takes some 20 ms, unless the machine is busy: every test can afford that. What it says of the tables of iptables is no matter.
+fn list_ruleset() {
+    let done = Command::new("nft").args(["list", "ruleset"]).output().expect("nftables is installed");
+    let said = String::from_utf8_lossy(&done.stderr);
+    let of_iptables = |line: &&str| line.contains("managed by iptables-nft") || line.starts_with("XT target");
+    let complaints: Vec<&str> = said.lines().filter(|line| !of_iptables(line)).collect();
+    assert!(done.status.success() && complaints.is_empty(), "nft: {}: {complaints:?}", done.status);
 }
 
 pub fn ip(command: &str) {

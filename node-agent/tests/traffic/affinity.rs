@@ -80,6 +80,7 @@ fn remembered(ground: &Ground, family: Family) -> BTreeMap<IpAddr, BTreeSet<u32>
     let table = TableRef::new(family, "fairlead");
     let mut note = |dumped: Dumped<'_>| match dumped {
         Dumped::Restart => held.clear(),
+        Dumped::Other => panic!("packets write none"),
         Dumped::Element(element) => {
             let (ip, number) = element.key.split_at(element.key.len() - 4);
             let ip = match family {

@@ -4,68 +4,20 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use daemon::Readiness;
 use nfnetlink::Family;
 use nfnetlink::conntrack::{Conntrack, Flow};
-use node_agent::agent::Agent;
-use node_agent::conntrack::Reconciler;
-use node_agent::health::Health;
-use node_agent::metrics::Metrics;
-use prometheus_client::registry::Registry;
-use service_model::{Change, Kind};
-use tokio::sync::mpsc::{Sender, channel};
-use tokio_util::sync::CancellationToken;
+use service_model::Change;
 
+use crate::agents::{KINDS, apply, list, with_agent};
 use crate::hosts::{Ground, Host};
 use crate::talk::Server;
 use crate::to;
-use crate::worlds::{Shop, config};
+use crate::worlds::Shop;
 
-const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
 /// Far more than it takes; a flow that is not ended is kept for ever by its packets.
 const DEADLINE: Duration = Duration::from_secs(15);
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-
-/// Runs an agent on the node while the test feeds it.
-fn with_agent<R>(ground: &Ground, test: impl FnOnce(&Sender<Change>) -> R) -> R {
-    let ((tx, rx), cancel) = (channel(64), CancellationToken::new());
-    let stop = cancel.clone();
-    let agent = async move || {
-        let metrics = Metrics::register(&mut Registry::default());
-        let health = Health::new(Duration::from_secs(30));
-        let token = Readiness::default().task("first sync");
-        let (feed, reconciler) = Reconciler::new(metrics.clone()).unwrap();
-        let agent = Agent::new(config(), Duration::ZERO, health, metrics, token).unwrap();
-        let agent = agent.feeding(feed).run(rx, stop.clone());
-        let (agent, reconciler) = tokio::join!(agent, reconciler.run(stop.clone()));
-        agent.and(reconciler).unwrap();
-    };
-    std::thread::scope(|scope| {
-        let running = scope.spawn(|| {
-            ground.node.run(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(agent());
-            });
-        });
-        // Also when the test panics.
-        let guard = cancel.drop_guard();
-        let outcome = test(&tx);
-        drop(guard);
-        running.join().unwrap();
-        outcome
-    })
-}
-
-fn list(tx: &Sender<Change>, ground: &Ground, shop: &Shop<'_>) {
-    let (begin, end) = (KINDS.map(Change::ListStarted), KINDS.map(Change::ListEnded));
-    let changes = begin.into_iter().chain(shop.changes(&ground.node)).chain(end);
-    changes.for_each(|change| tx.blocking_send(change).unwrap());
-}
-
-fn apply(tx: &Sender<Change>, ground: &Ground, shop: &Shop<'_>) {
-    shop.changes(&ground.node).into_iter().for_each(|change| tx.blocking_send(change).unwrap());
-}
 
 /// A client that asks from one port.
 struct Asker(UdpSocket);
@@ -164,6 +116,57 @@ fn a_client_that_keeps_its_port_is_answered_by_another_pod_once_its_own_is_gone(
         assert_eq!(flow_of(&ground, &at_b), before);
         let names = |flows: &BTreeSet<Flow>| flows.iter().map(|f| f.original).collect::<BTreeSet<_>>();
         assert!(names(&flows(&ground, TCP)).is_superset(&names(&of_tcp)), "TCP is left alone");
+    });
+}
+
+/// So long an endpoint that is gone can still be drawn by packets that are under way.
+const GRACE: Duration = Duration::from_secs(1);
+
+#[test]
+fn an_entry_that_a_packet_under_way_makes_after_the_look_is_ended_too() {
+    let ground = Ground::new();
+    let [a, b, c] = &ground.pods;
+    let _servers = [a, b].map(Server::start);
+    let both = Shop { endpoints: vec![a, b], ..Shop::default() };
+    let only_b = Shop { endpoints: vec![b], ..Shop::default() };
+    let vip = to(both.cluster_ips()[0], 80);
+    with_agent(&ground, |tx| {
+        list(tx, &ground, &both);
+        // On a machine that stalls, the second is over before the entry is there.
+        for port in 1..=5 {
+            let deadline = Instant::now() + DEADLINE;
+            let asker = loop {
+                assert!(Instant::now() < deadline, "a is an endpoint");
+                let asker = Asker::new(c, vip);
+                if asker.ask().as_deref() == Some(a.name) {
+                    break asker;
+                }
+            };
+            // There is one look a second: the next shall not have to wait.
+            let rested = Instant::now() + 3 * GRACE;
+            while Instant::now() < rested {
+                asker.ask();
+            }
+            let began = Instant::now();
+            apply(tx, &ground, &only_b);
+            asker.until_answered_by(b.name);
+            let client = to(c.v4, port);
+            let original = nfnetlink::conntrack::Tuple::udp(client, vip);
+            let reply = nfnetlink::conntrack::Tuple::udp(to(a.v4, 8080), client);
+            let late = Flow { original, reply, ..flow_of(&ground, &asker) };
+            let created = ground.node.run(|| Conntrack::open().unwrap().create(&[late], DEADLINE * 10));
+            assert_eq!(created.unwrap(), 1);
+            if began.elapsed() < GRACE {
+                let deadline = Instant::now() + DEADLINE;
+                while flows(&ground, UDP).iter().any(|flow| flow.original == original) {
+                    asker.ask();
+                    assert!(Instant::now() < deadline, "nobody looked again");
+                }
+                return;
+            }
+            apply(tx, &ground, &both);
+        }
+        panic!("this machine is too slow for this test");
     });
 }
 

@@ -68,6 +68,18 @@ impl Ground {
     }
 }
 
+/// The host's `nft` can list whatever ruleset the test left on the node.
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // A second panic would hide the first.
+        if !std::thread::panicking() {
+            let done = self.node.run(|| Command::new("nft").args(["list", "ruleset"]).output().unwrap());
+            let complaints = String::from_utf8_lossy(&done.stderr);
+            assert!(done.status.success() && complaints.is_empty(), "nft: {}: {complaints}", done.status);
+        }
+    }
+}
+
 impl Host {
     fn new(prefix: &str, name: &'static str, v4: Ipv4Addr, v6: Ipv6Addr) -> Self {
         let host = Self { namespace: format!("{prefix}-{name}"), name, v4, v6 };

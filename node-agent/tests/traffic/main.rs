@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod affinity;
+mod agents;
 mod conntrack;
 mod denied;
 mod full_table;
 mod hosts;
 mod local;
 mod loopback;
+mod others;
+mod sctp;
 mod talk;
 mod worlds;
 

@@ -15,13 +15,14 @@ use service_model::{
 
 use crate::hosts::Host;
 
-/// The Service `ns/shop`, TCP and UDP port 80.
+/// The Service `ns/shop`, TCP and UDP port 80, or SCTP too.
 #[derive(Clone)]
 pub(crate) struct Shop<'a> {
     pub(crate) endpoints: Vec<&'a Host>,
     /// Those of the endpoints that are said to be on another node.
     pub(crate) elsewhere: Vec<&'a Host>,
     pub(crate) target_port: u16,
+    pub(crate) sctp: bool,
     /// NodePort 30080, external and load balancer addresses.
     pub(crate) exposed: bool,
     pub(crate) external_policy: TrafficPolicy,
@@ -38,6 +39,7 @@ impl Default for Shop<'_> {
             endpoints: Vec::new(),
             elsewhere: Vec::new(),
             target_port: 8080,
+            sctp: false,
             exposed: false,
             external_policy: TrafficPolicy::Cluster,
             affinity: None,
@@ -85,6 +87,11 @@ impl Shop<'_> {
         objects.into_iter().chain(slices).map(Change::Apply).collect()
     }
 
+    fn protocols(&self) -> impl Iterator<Item = (&'static str, Protocol)> {
+        let always = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+        always.into_iter().chain(self.sctp.then_some(("sctp", Protocol::Sctp)))
+    }
+
     fn service(&self) -> Service {
         let mut service = Service::new(ObjectName::new("ns", "shop"));
         service.service_type = ServiceType::LoadBalancer;
@@ -105,7 +112,7 @@ impl Shop<'_> {
             port: 80,
             node_port: self.exposed.then_some(30080),
         };
-        service.ports = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)].map(port).to_vec();
+        service.ports = self.protocols().map(port).collect();
         service
     }
 
@@ -125,7 +132,7 @@ impl Shop<'_> {
             name: ObjectName::new("ns", if like.is_ipv4() { "shop-v4" } else { "shop-v6" }),
             service: ObjectName::new("ns", "shop"),
             family: IpFamily::of(like),
-            ports: [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)].map(port).to_vec(),
+            ports: self.protocols().map(port).collect(),
             endpoints: self.endpoints.iter().map(endpoint).collect(),
             triggered: None,
         }

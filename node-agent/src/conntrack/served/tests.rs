@@ -68,6 +68,22 @@ fn served(endpoints: &str) -> Served {
 }
 
 #[test]
+fn an_address_asks_for_a_look_if_it_answers_node_ports_and_was_forwarded_to_before() {
+    let mut served = served("1");
+    let known: BTreeSet<IpAddr> = ["172.30.0.11".parse().unwrap()].into();
+    for (what, address, looks) in [
+        ("another of the host's", "172.30.0.12", true),
+        ("a new interface's own", "fe80::1234:56ff:fe78:9abc", false),
+        ("the same of IPv4", "169.254.7.7", false),
+        ("one of the family in which there is no NodePort", "fd00:172:30::12", false),
+    ] {
+        let with = known.iter().copied().chain([address.parse().unwrap()]).collect();
+        assert_eq!(served.learn_node_addresses(with), looks, "{what}");
+        assert!(!served.learn_node_addresses(known.clone()), "{what} goes");
+    }
+}
+
+#[test]
 fn entries_are_stale_that_lead_to_no_endpoint_that_serves() {
     const ENDPOINTS: &str = "1 2t 3d 4n 5p";
     let frontends = ["10.96.0.1:53", "172.30.0.200:53", "172.30.0.201:53", "172.30.0.11:30053"];
