@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use crate::nft::plan::GRACE;
+
 /// From the end of a run to the beginning of the next.
 const PAUSE: Duration = Duration::from_secs(1);
 /// After a run that failed, which will be so again if the kernel lacks what it takes.
 const RETRY: Duration = Duration::from_secs(30);
-/// What a commit takes out of use goes with a later one, no sooner than this: until then packets that
-/// are under way make entries that lead there (the engine's grace).
-const GRACE: Duration = Duration::from_secs(1);
 
 /// At most one run a second; whoever asks meanwhile has one afterwards.
 #[derive(Debug, Default)]
@@ -22,7 +21,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A commit left entries that are stale, or may have.
+    /// A commit left entries that are stale, or may have. What it took out of use goes with a later one, no sooner than
+    /// [`GRACE`]: until then packets that are under way make entries that lead there.
     pub(super) fn ask(&mut self, now: Instant) {
         self.asked = true;
         self.settles_at = Some(now + GRACE);

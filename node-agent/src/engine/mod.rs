@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use service_model::{IpFamily, Node, ServiceName, World};
@@ -19,14 +19,12 @@ use crate::nft::kernel::Kernel;
 use crate::nft::layout::FAMILIES;
 use crate::nft::mirror::Mirror;
 use crate::nft::note::Note;
-use crate::nft::plan::{Holder, Plan, Planner, plan_node_addresses, plan_structure};
+use crate::nft::plan::{GRACE, Holder, Plan, Planner, plan_node_addresses, plan_structure};
 use crate::nft::ruleset::Ruleset;
 use crate::nft::step::Step;
 use crate::nft::stranded::Stranded;
 use crate::select::Place;
 
-/// How long what nothing names any more stays, for packets that are under way.
-const GRACE: Duration = Duration::from_secs(1);
 /// Services that are planned at once when all are.
 const PART: usize = 1000;
 /// Plans of more steps are logged by their size only.
@@ -123,7 +121,8 @@ impl Engine {
     /// Asks the host for its addresses, if they may have changed. A host that cannot say keeps those that it had.
     fn learn_host(&mut self) -> anyhow::Result<()> {
         if self.host_changed {
-            let host = host::addresses().context("asking for this host's addresses")?;
+            let mut host = host::addresses().context("asking for this host's addresses")?;
+            host.retain(|ip| self.config.families.contains(IpFamily::of(*ip)));
             self.host_changed = false;
             self.node_changed |= host != self.host;
             self.host = host;
@@ -374,10 +373,7 @@ impl Engine {
     /// mirror follows at once, since elements are planned for the tables as they will be.
     fn prepare(&mut self) -> Vec<Step> {
         // While it is not known which addresses answer, those that did go on.
-        let mut wanted = self.config.answering(&self.host);
-        if let Some(wanted) = &mut wanted {
-            wanted.retain(|ip| self.config.families.contains(IpFamily::of(*ip)));
-        }
+        let wanted = self.config.answering(&self.host);
         let Some(mirror) = &mut self.mirror else { return Vec::new() };
         let before = mirror.node_addresses.clone();
         let mut steps = plan_structure(&self.rulesets, mirror).now;

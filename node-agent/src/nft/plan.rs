@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use service_model::ServiceName;
 
@@ -21,6 +22,9 @@ use super::note::{Note, Notes};
 use super::ruleset::Ruleset;
 use super::source_ranges::SourceNetwork;
 use super::step::{Element, Hairpin, Step};
+
+/// How long what nothing names any more stays, for packets that are under way.
+pub const GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
