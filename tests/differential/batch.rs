@@ -19,6 +19,7 @@ use crate::features::{Feature, Settings};
 use crate::flows::{self, Flow};
 use crate::foretold::{self, Evaluator};
 use crate::lab_of_two::LabOfTwo;
+use crate::listing;
 use crate::meant;
 use crate::probe::{self, Call};
 use crate::twin::{Source, Twin};
@@ -73,7 +74,8 @@ impl LabOfTwo {
     /// with that much patience, until nothing changes.
     ///
     /// # Errors
-    /// When the API server refuses an object, or a program does not catch up.
+    /// When the API server refuses an object, a program does not catch up, or `nft` does not
+    /// understand node-agent's rules.
     pub(crate) async fn judge(&self, cases: &[Case], settings: &Settings, again: Duration) -> Result<Judged> {
         let started = Instant::now();
         let services = self.load(cases).await?;
@@ -88,6 +90,7 @@ impl LabOfTwo {
         judged.count(&asked);
         judged.differences = self.wanderers(&services, &asked).await?;
         judged.times = [loaded, started.elapsed() - loaded];
+        listing::check(&self.node_agent)?;
         let same = |flow: &Flow, verdicts: [&Verdict; 2]| {
             meant::same(&cases[flow.case], &services[flow.case], flow, verdicts)
         };

@@ -12,6 +12,7 @@ mod foretold;
 mod generate;
 mod lab_of_two;
 mod legacy;
+mod listing;
 mod meant;
 mod probe;
 mod setups;
