@@ -3,7 +3,7 @@
 mod affinity;
 mod objects;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use lab::wait;
 use service_model::Protocol;
 
 use crate::cases::Case;
+use crate::fates::{Fate, Fates};
 use crate::features::{Feature, Settings};
 use crate::flows::{self, Flow};
 use crate::foretold::{self, Evaluator};
@@ -22,7 +23,7 @@ use crate::lab_of_two::LabOfTwo;
 use crate::listing;
 use crate::meant;
 use crate::probe::{self, Call};
-use crate::twin::{Source, Twin};
+use crate::twin::{self, Source, Twin};
 use crate::verdict::{Outcome, Verdict};
 
 /// Flows that each source asks about at the same time.
@@ -59,8 +60,7 @@ pub(crate) struct Difference {
 #[derive(Debug, Default)]
 pub(crate) struct Judged {
     pub flows: usize,
-    /// How many flows met which kind of fate.
-    fates: BTreeMap<&'static str, usize>,
+    fates: Fates,
     meant: BTreeSet<&'static str>,
     differences: Vec<Difference>,
     /// Where node-agent's evaluator and the kernel do not agree; a sentence each.
@@ -87,7 +87,7 @@ impl LabOfTwo {
         let mut judged = Judged { flows: flows.len(), ..Judged::default() };
         let mut asked: Vec<Asked> = flows.into_iter().map(Asked::new).collect();
         self.ask(&mut asked, PATIENCE).await?;
-        judged.count(&asked);
+        judged.fates = self.fates(&asked);
         judged.differences = self.wanderers(&services, &asked).await?;
         judged.times = [loaded, started.elapsed() - loaded];
         listing::check(&self.node_agent)?;
@@ -149,6 +149,17 @@ impl LabOfTwo {
             }
         }
         Ok(asked.iter().filter_map(|asked| wrong(&asked.flow, &asked.verdicts[1])).collect())
+    }
+
+    /// What became of the flows on kube-proxy's twin.
+    fn fates(&self, asked: &[Asked]) -> Fates {
+        let mut fates = Fates::default();
+        for Asked { flow, verdicts } in asked {
+            let own = twin::address_of(&self.kube_proxy, flow.source, flow.destination.ip());
+            let first = verdicts[0].0.first();
+            first.into_iter().for_each(|outcome| fates.add(Fate::of(flow.source, own, outcome)));
+        }
+        fates
     }
 
     fn flows(&self, services: &[Service], settings: &Settings) -> Result<Vec<Flow>> {
@@ -237,6 +248,10 @@ async fn ask_twin(twin: &Twin, which: usize, asked: &[Asked], patience: Duration
 }
 
 impl Judged {
+    pub(crate) fn fates(&self) -> &Fates {
+        &self.fates
+    }
+
     /// Where node-agent's evaluator and the kernel do not agree.
     pub(crate) fn not_foretold(&self) -> &[String] {
         &self.not_foretold
@@ -250,24 +265,16 @@ impl Judged {
     pub(crate) fn of_case(&self, case: usize) -> Vec<Difference> {
         self.differences.iter().filter(|difference| difference.flow.case == case).cloned().collect()
     }
-
-    fn count(&mut self, asked: &[Asked]) {
-        for outcome in asked.iter().flat_map(|asked| asked.verdicts[0].0.first()) {
-            *self.fates.entry(outcome.kind()).or_default() += 1;
-        }
-    }
 }
 
 impl fmt::Display for Judged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} flows (", self.flows)?;
-        for (nth, (kind, count)) in self.fates.iter().enumerate() {
-            write!(f, "{}{count} {kind}", if nth == 0 { "" } else { ", " })?;
-        }
         let [loaded, asked] = self.times.map(|time| time.as_secs_f32());
         write!(
             f,
-            "), {} differ, {} not foretold; loaded in {loaded:.1} s, asked in {asked:.1} s",
+            "{} flows ({}), {} differ, {} not foretold; loaded in {loaded:.1} s, asked in {asked:.1} s",
+            self.flows,
+            self.fates,
             self.differences.len(),
             self.not_foretold.len()
         )?;

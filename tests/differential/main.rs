@@ -5,6 +5,7 @@
 mod batch;
 mod cases;
 mod endpoints;
+mod fates;
 mod features;
 mod findings;
 mod flows;
@@ -25,6 +26,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use cases::Case;
+use fates::Fates;
 use features::Settings;
 use generate::Generator;
 use lab_of_two::LabOfTwo;
@@ -56,7 +58,7 @@ async fn compare(setup: Setup) -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
     let settings = Settings::from_environment()?.without(setup.without);
     let started = Instant::now();
-    let one_in = setup.one_in;
+    let (one_in, floors) = (setup.one_in, setup.floors);
     let lab = LabOfTwo::start(setup).await?;
     println!("the twins run after {:.1} s; {settings}", started.elapsed().as_secs_f32());
 
@@ -70,6 +72,7 @@ async fn compare(setup: Setup) -> Result<()> {
         println!("{}", findings::describe(&fixtures[case], &judged.of_case(case)));
     }
 
+    let mut fates = Fates::default();
     let mut generator = Generator::new(&settings);
     let mut left = settings.cases.div_ceil(one_in);
     while left > 0 {
@@ -78,6 +81,7 @@ async fn compare(setup: Setup) -> Result<()> {
         let cases: Vec<Case> = trees.iter().map(|tree| generator.case(tree)).collect();
         let judged = lab.judge(&cases, &settings, batch::PATIENT).await?;
         println!("{} cases: {judged}, {:.1} s so far", cases.len(), started.elapsed().as_secs_f32());
+        fates.extend(judged.fates());
         not_foretold.extend_from_slice(judged.not_foretold());
         for case in judged.different_cases() {
             failures += 1;
@@ -99,5 +103,7 @@ async fn compare(setup: Setup) -> Result<()> {
     ensure!(failures == 0, "{failures} cases differ; {settings}");
     let wrong = not_foretold.len();
     ensure!(wrong == 0, "the evaluator is wrong about {wrong} flows; {settings}");
+    let missing = fates.missing(floors);
+    ensure!(missing.is_empty(), "the lab did not do what it is for: {}; {settings}", missing.join(", "));
     Ok(())
 }
