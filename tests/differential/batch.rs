@@ -15,10 +15,11 @@ use lab::wait;
 use service_model::Protocol;
 
 use crate::cases::Case;
+use crate::difference::Difference;
 use crate::fates::{Fate, Fates};
 use crate::features::{Feature, Settings};
 use crate::flows::{self, Flow};
-use crate::foretold::{self, Evaluator};
+use crate::foretold::Evaluator;
 use crate::lab_of_two::LabOfTwo;
 use crate::listing;
 use crate::meant;
@@ -49,22 +50,15 @@ const CATCH_UP: Duration = Duration::from_secs(60);
 /// No Service has these: the allocator has not come that far.
 const UNALLOCATED: [&str; 2] = ["10.111.255.250", "fd00:10:96::fff0"];
 
-/// A flow whose fate depends on the program.
-#[derive(Debug, Clone)]
-pub(crate) struct Difference {
-    pub flow: Flow,
-    pub kube_proxy: Verdict,
-    pub node_agent: Verdict,
-}
-
 #[derive(Debug, Default)]
 pub(crate) struct Judged {
     pub flows: usize,
     fates: Fates,
     meant: BTreeSet<&'static str>,
+    /// Between the twins.
     differences: Vec<Difference>,
-    /// Where node-agent's evaluator and the kernel do not agree; a sentence each.
-    not_foretold: Vec<String>,
+    /// Where node-agent's evaluator and the kernel do not agree.
+    not_foretold: Vec<Difference>,
     /// Until the programs had caught up, and then until everything was asked once.
     times: [Duration; 2],
 }
@@ -91,10 +85,11 @@ impl LabOfTwo {
         judged.differences = self.wanderers(&services, &asked).await?;
         judged.times = [loaded, started.elapsed() - loaded];
         listing::check(&self.node_agent)?;
+        let evaluator = Evaluator::of(&self.node_agent)?;
         let same = |flow: &Flow, verdicts: [&Verdict; 2]| {
             meant::same(&cases[flow.case], &services[flow.case], flow, verdicts)
         };
-        judged.not_foretold = self.not_foretold(&services, &asked, again).await?;
+        judged.not_foretold = self.not_foretold(&evaluator, &services, &asked, again).await?;
         for _ in 0..ROUNDS {
             asked.retain(|asked| !same(&asked.flow, asked.verdicts.each_ref()));
             let before: Vec<_> = asked.iter().map(|asked| asked.verdicts.clone()).collect();
@@ -103,14 +98,14 @@ impl LabOfTwo {
                 break;
             }
         }
-        for Asked { flow, verdicts: [theirs, ours] } in asked {
-            let service = &services[flow.case];
-            if same(&flow, [&theirs, &ours]) {
+        for Asked { flow, verdicts } in asked {
+            let (service, verdicts) = (&services[flow.case], verdicts.each_ref());
+            if same(&flow, verdicts) {
                 continue;
             }
-            match meant::exception(service, &flow, &[&theirs, &ours]) {
+            match meant::exception(service, &flow, &verdicts) {
                 Some(heading) => drop(judged.meant.insert(heading)),
-                None => judged.differences.push(Difference { flow, kube_proxy: theirs, node_agent: ours }),
+                None => judged.differences.push(Difference::of_twins(flow, verdicts)),
             }
         }
         Ok(judged)
@@ -119,16 +114,16 @@ impl LabOfTwo {
     /// What `node-agent explain` would be wrong about.
     async fn not_foretold(
         &self,
+        evaluator: &Evaluator,
         services: &[Service],
         asked: &[Asked],
         again: Duration,
-    ) -> Result<Vec<String>> {
+    ) -> Result<Vec<Difference>> {
         let twin = &self.node_agent;
-        let evaluator = Evaluator::of(twin)?;
         let wrong = |flow: &Flow, verdict: &Verdict| {
-            let (foretold, met) = (evaluator.verdict(twin, flow), evaluator.met(flow, verdict));
-            let holds = foretold::holds(&services[flow.case], &foretold, &met);
-            (!holds).then(|| format!("{flow}: {foretold:?} was foretold, and it met {verdict}"))
+            let opinion = evaluator.opinion(twin, flow);
+            let holds = opinion.holds(&services[flow.case], flow, verdict);
+            (!holds).then(|| Difference::of_opinion(*flow, &opinion, verdict))
         };
         let mut asked: Vec<Asked> = asked
             .iter()
@@ -137,7 +132,7 @@ impl LabOfTwo {
             .filter(|asked| wrong(&asked.flow, &asked.verdicts[1]).is_some())
             .map(|asked| Asked {
                 flow: asked.flow,
-                verdicts: [evaluator.sought(twin, &asked.flow), asked.verdicts[1].clone()],
+                verdicts: [evaluator.opinion(twin, &asked.flow).sought(), asked.verdicts[1].clone()],
             })
             .collect();
         // Most were only unlucky, or met with silence first.
@@ -252,18 +247,17 @@ impl Judged {
         &self.fates
     }
 
-    /// Where node-agent's evaluator and the kernel do not agree.
-    pub(crate) fn not_foretold(&self) -> &[String] {
-        &self.not_foretold
-    }
-
-    /// The cases that the twins do not agree on.
+    /// The cases that the twins do not agree on, or the evaluator and the kernel.
     pub(crate) fn different_cases(&self) -> BTreeSet<usize> {
-        self.differences.iter().map(|difference| difference.flow.case).collect()
+        self.all().map(|difference| difference.flow.case).collect()
     }
 
     pub(crate) fn of_case(&self, case: usize) -> Vec<Difference> {
-        self.differences.iter().filter(|difference| difference.flow.case == case).cloned().collect()
+        self.all().filter(|difference| difference.flow.case == case).cloned().collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Difference> {
+        self.differences.iter().chain(&self.not_foretold)
     }
 }
 

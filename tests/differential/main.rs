@@ -4,6 +4,7 @@
 
 mod batch;
 mod cases;
+mod difference;
 mod endpoints;
 mod fates;
 mod features;
@@ -66,7 +67,6 @@ async fn compare(setup: Setup) -> Result<()> {
     let fixtures = cases::fixtures(&settings.features)?;
     let judged = lab.judge(&fixtures, &settings, batch::PATIENT).await?;
     println!("{} fixtures: {judged}", fixtures.len());
-    let mut not_foretold = judged.not_foretold().to_vec();
     for case in judged.different_cases() {
         failures += 1;
         println!("{}", findings::describe(&fixtures[case], &judged.of_case(case)));
@@ -82,7 +82,6 @@ async fn compare(setup: Setup) -> Result<()> {
         let judged = lab.judge(&cases, &settings, batch::PATIENT).await?;
         println!("{} cases: {judged}, {:.1} s so far", cases.len(), started.elapsed().as_secs_f32());
         fates.extend(judged.fates());
-        not_foretold.extend_from_slice(judged.not_foretold());
         for case in judged.different_cases() {
             failures += 1;
             let whole = (cases[case].clone(), judged.of_case(case));
@@ -99,10 +98,7 @@ async fn compare(setup: Setup) -> Result<()> {
             println!("{}", findings::keep(&lab.logs(), failures, &case, &differences)?);
         }
     }
-    not_foretold.iter().take(20).for_each(|flow| println!("not foretold: {flow}"));
     ensure!(failures == 0, "{failures} cases differ; {settings}");
-    let wrong = not_foretold.len();
-    ensure!(wrong == 0, "the evaluator is wrong about {wrong} flows; {settings}");
     let missing = fates.missing(floors);
     ensure!(missing.is_empty(), "the lab did not do what it is for: {}; {settings}", missing.join(", "));
     Ok(())
