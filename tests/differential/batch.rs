@@ -86,8 +86,9 @@ impl LabOfTwo {
         judged.times = [loaded, started.elapsed() - loaded];
         listing::check(&self.node_agent)?;
         let evaluator = Evaluator::of(&self.node_agent)?;
+        let opinion = |flow: &Flow| evaluator.opinion(&self.node_agent, flow);
         let same = |flow: &Flow, verdicts: [&Verdict; 2]| {
-            meant::same(&cases[flow.case], &services[flow.case], flow, verdicts)
+            meant::same(&cases[flow.case], &services[flow.case], flow, verdicts, || opinion(flow))
         };
         judged.not_foretold = self.not_foretold(&evaluator, &services, &asked, again).await?;
         for _ in 0..ROUNDS {
@@ -105,7 +106,10 @@ impl LabOfTwo {
             }
             match meant::exception(service, &flow, &verdicts) {
                 Some(heading) => drop(judged.meant.insert(heading)),
-                None => judged.differences.push(Difference::of_twins(flow, verdicts)),
+                None => {
+                    let difference = Difference::of_twins(flow, verdicts).beside(&opinion(&flow));
+                    judged.differences.push(difference);
+                }
             }
         }
         Ok(judged)
@@ -224,8 +228,10 @@ async fn ask_twin(twin: &Twin, which: usize, asked: &[Asked], patience: Duration
         let of_source = asked.iter().enumerate().filter(|(_, asked)| asked.flow.source == source);
         let calls: Vec<(usize, Call, [Verdict; 2])> = of_source
             .map(|(nth, asked)| {
-                let elsewhere = asked.verdicts[1 - which].clone();
-                (nth, asked.flow.call(), [asked.verdicts[which].certain(), elsewhere])
+                let [own, elsewhere] = [&asked.verdicts[which], &asked.verdicts[1 - which]];
+                // A silence that both met with is looked into, not waited for again.
+                let sought = if own == elsewhere { elsewhere.certain() } else { elsewhere.clone() };
+                (nth, asked.flow.call(), [own.certain(), sought])
             })
             .collect();
         let verdicts = stream::iter(calls).map(move |(nth, call, [before, elsewhere])| async move {

@@ -20,7 +20,14 @@ impl Difference {
 
     /// From what node-agent's evaluator makes of it.
     pub(crate) fn of_opinion(flow: Flow, opinion: &Opinion<'_>, ours: &Verdict) -> Self {
-        Self { flow, said: vec![("node-agent", ours.to_string()), ("foretold", opinion.to_string())] }
+        Self { flow, said: vec![("node-agent", ours.to_string())] }.beside(opinion)
+    }
+
+    /// The same with the evaluator's opinion.
+    #[must_use]
+    pub(crate) fn beside(mut self, opinion: &Opinion<'_>) -> Self {
+        self.said.push(("foretold", opinion.to_string()));
+        self
     }
 }
 

@@ -11,6 +11,7 @@ use lab::network::UPLINK;
 use node_agent::host;
 use node_agent::nft::evaluate::{Fate, Packet, fates};
 use node_agent::nft::kernel::Kernel;
+use node_agent::nft::layout::{Frontend, Pool};
 use node_agent::nft::reading::Reading;
 use service_model::{IpFamily, Protocol};
 
@@ -59,7 +60,11 @@ impl Evaluator {
     }
 
     pub(crate) fn opinion(&self, twin: &Twin, flow: &Flow) -> Opinion<'_> {
-        Opinion { foretold: self.of_rules(twin, flow), host: &self.host }
+        let foretold = match flow.destination.ip().is_loopback() {
+            true => self.of_loopback(flow),
+            false => self.of_rules(twin, flow),
+        };
+        Opinion::new(foretold, &self.host)
     }
 
     fn of_rules(&self, twin: &Twin, flow: &Flow) -> BTreeSet<Foretold> {
@@ -95,9 +100,29 @@ impl Evaluator {
             })
             .collect()
     }
+
+    /// What is sent to loopback is taken by a socket of node-agent's, which no rule tells of: only the
+    /// endpoints of the NodePort are in the sets, all of which are the node's to reach.
+    fn of_loopback(&self, flow: &Flow) -> BTreeSet<Foretold> {
+        let (to, protocol) = (flow.destination, flow.protocol);
+        let frontend = Frontend::NodePort { family: IpFamily::of(to.ip()), protocol, port: to.port() };
+        let state = self.reading.mirror.frontends.get(&frontend);
+        let endpoints = state.into_iter().flat_map(|state| state.pool(Pool::Cluster).iter().flatten());
+        let reached = endpoints.map(|target| Foretold::Reached(target.ip, target.port, None));
+        reached.chain([Foretold::Refused, Foretold::Silent]).collect()
+    }
 }
 
-impl Opinion<'_> {
+impl<'a> Opinion<'a> {
+    pub(crate) fn new(foretold: BTreeSet<Foretold>, host: &'a BTreeSet<IpAddr>) -> Self {
+        Self { foretold, host }
+    }
+
+    /// Whether nothing was met with but what was foretold.
+    pub(crate) fn admits(&self, flow: &Flow, verdict: &Verdict) -> bool {
+        self.met(flow, verdict).is_subset(&self.foretold)
+    }
+
     /// Whether the kernel did what was foretold. Tries are ended once nothing new seems to come, so that
     /// some of the endpoints foretold may not have been met; a client that is kept meets one.
     pub(crate) fn holds(&self, service: &Service, flow: &Flow, verdict: &Verdict) -> bool {

@@ -12,6 +12,7 @@ mod findings;
 mod flows;
 mod foretold;
 mod generate;
+mod kept;
 mod lab_of_two;
 mod legacy;
 mod listing;
