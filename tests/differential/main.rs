@@ -19,6 +19,7 @@ mod listing;
 mod meant;
 mod probe;
 mod setups;
+mod shared;
 mod shrink;
 mod twin;
 mod verdict;
