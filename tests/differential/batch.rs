@@ -81,11 +81,11 @@ impl LabOfTwo {
         let mut judged = Judged { flows: flows.len(), ..Judged::default() };
         let mut asked: Vec<Asked> = flows.into_iter().map(Asked::new).collect();
         self.ask(&mut asked, PATIENCE).await?;
-        judged.fates = self.fates(&asked);
         judged.differences = self.wanderers(&services, &asked).await?;
         judged.times = [loaded, started.elapsed() - loaded];
         listing::check(&self.node_agent)?;
         let evaluator = Evaluator::of(&self.node_agent)?;
+        judged.fates = self.fates(&evaluator, &asked);
         let opinion = |flow: &Flow| evaluator.opinion(&self.node_agent, flow);
         let same = |flow: &Flow, verdicts: [&Verdict; 2]| {
             meant::same(&cases[flow.case], &services[flow.case], flow, verdicts, || opinion(flow))
@@ -151,12 +151,16 @@ impl LabOfTwo {
     }
 
     /// What became of the flows on kube-proxy's twin.
-    fn fates(&self, asked: &[Asked]) -> Fates {
+    fn fates(&self, evaluator: &Evaluator, asked: &[Asked]) -> Fates {
         let mut fates = Fates::default();
         for Asked { flow, verdicts } in asked {
             let own = twin::address_of(&self.kube_proxy, flow.source, flow.destination.ip());
-            let first = verdicts[0].0.first();
-            first.into_iter().for_each(|outcome| fates.add(Fate::of(flow.source, own, outcome)));
+            let Some(outcome) = verdicts[0].0.first() else { continue };
+            let silent = || evaluator.opinion(&self.node_agent, flow).admits(flow, &verdicts[0]);
+            fates.add(match Fate::of(flow.source, own, outcome) {
+                Fate::Silent if !silent() => Fate::Slow,
+                fate => fate,
+            });
         }
         fates
     }

@@ -18,6 +18,9 @@ pub(crate) enum Fate {
     FromTheNode,
     Refused,
     Silent,
+    /// Nothing was heard in time, of what is no silence: a refusal of IPv6 often comes with the second try
+    /// of a connection.
+    Slow,
     Unserved,
     Broken,
 }
@@ -77,6 +80,7 @@ impl fmt::Display for Fate {
             Self::FromTheNode => "reached from the node",
             Self::Refused => "refused",
             Self::Silent => "silent",
+            Self::Slow => "slow",
             Self::Unserved => "unserved",
             Self::Broken => "broken",
         })

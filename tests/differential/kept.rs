@@ -16,8 +16,7 @@ use crate::meant;
 use crate::twin::{self, LOCAL, Source};
 use crate::verdict::{Outcome, Verdict};
 
-/// Whether kube-proxy's twin and node-agent's agree. What node-agent's met is compared with the opinion
-/// elsewhere, as that of every flow.
+/// Whether the twins agree with each other and with the evaluator.
 pub(crate) fn same(
     case: &Case,
     service: &Service,
@@ -26,7 +25,7 @@ pub(crate) fn same(
     opinion: &Opinion<'_>,
 ) -> bool {
     as_many(case, service, flow, verdicts)
-        && opinion.admits(flow, verdicts[0])
+        && verdicts.iter().all(|verdict| opinion.admits(flow, verdict))
         && same_clients(flow.source, verdicts)
 }
 
@@ -160,11 +159,11 @@ mod tests {
     fn an_endpoint_that_nobody_may_draw_is_found() {
         let ours = reached("10.244.1.2", GATEWAY);
         for wrong in ["10.244.1.4", "10.244.2.3"] {
-            let theirs = reached(wrong, GATEWAY);
-            assert!(!judge(&case(), Source::Outside, true, [&theirs, &ours]), "{wrong}");
+            let wrong = reached(wrong, if wrong == "10.244.1.4" { GATEWAY } else { NODE });
+            assert!(!judge(&case(), Source::Outside, true, [&wrong, &ours]), "{wrong}");
+            assert!(!judge(&case(), Source::Outside, true, [&ours, &wrong]), "{wrong}");
         }
-        let mut other_port = SocketAddr::new(ip("10.244.1.2"), 8080);
-        other_port.set_port(9090);
+        let other_port = SocketAddr::new(ip("10.244.1.2"), 9090);
         let theirs = Verdict([Outcome::Reached { endpoint: other_port, client: ip(GATEWAY) }].into());
         assert!(!judge(&case(), Source::Outside, true, [&theirs, &ours]));
     }
