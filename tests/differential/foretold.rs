@@ -11,7 +11,7 @@ use lab::network::UPLINK;
 use node_agent::host;
 use node_agent::nft::evaluate::{Fate, Packet, fates};
 use node_agent::nft::kernel::Kernel;
-use node_agent::nft::layout::{Frontend, Pool};
+use node_agent::nft::layout::{Frontend, Group, Pool};
 use node_agent::nft::reading::Reading;
 use service_model::{IpFamily, Protocol};
 
@@ -102,12 +102,15 @@ impl Evaluator {
     }
 
     /// What is sent to loopback is taken by a socket of node-agent's, which no rule tells of: only the
-    /// endpoints of the NodePort are in the sets, all of which are the node's to reach.
+    /// endpoints of the NodePort are in the sets, and the policy holds.
     fn of_loopback(&self, flow: &Flow) -> BTreeSet<Foretold> {
         let (to, protocol) = (flow.destination, flow.protocol);
         let frontend = Frontend::NodePort { family: IpFamily::of(to.ip()), protocol, port: to.port() };
         let state = self.reading.mirror.frontends.get(&frontend);
-        let endpoints = state.into_iter().flat_map(|state| state.pool(Pool::Cluster).iter().flatten());
+        let endpoints = state.into_iter().flat_map(|state| {
+            let local = state.groups.contains(Group::ExternalLocal);
+            state.pool(if local { Pool::Local } else { Pool::Cluster }).iter().flatten()
+        });
         let reached = endpoints.map(|target| Foretold::Reached(target.ip, target.port, None));
         reached.chain([Foretold::Refused, Foretold::Silent]).collect()
     }
