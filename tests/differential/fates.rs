@@ -31,8 +31,8 @@ pub(crate) type Floors = &'static [(Fate, usize)];
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Fates(BTreeMap<Fate, usize>);
 
-/// Fewer flows may happen to be much alike.
-const ENOUGH: usize = 1500;
+/// Of about sixty cases. Fewer may happen to be much alike.
+const ENOUGH: usize = 3000;
 
 impl Fate {
     /// `own` is the address that the source speaks from.
