@@ -3,7 +3,7 @@
 mod affinity;
 mod objects;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -15,13 +15,16 @@ use lab::wait;
 use service_model::Protocol;
 
 use crate::cases::Case;
+use crate::difference::Difference;
+use crate::fates::{Fate, Fates};
 use crate::features::{Feature, Settings};
 use crate::flows::{self, Flow};
-use crate::foretold::{self, Evaluator};
+use crate::foretold::Evaluator;
 use crate::lab_of_two::LabOfTwo;
+use crate::listing;
 use crate::meant;
 use crate::probe::{self, Call};
-use crate::twin::{Source, Twin};
+use crate::twin::{self, Source, Twin};
 use crate::verdict::{Outcome, Verdict};
 
 /// Flows that each source asks about at the same time.
@@ -47,23 +50,15 @@ const CATCH_UP: Duration = Duration::from_secs(60);
 /// No Service has these: the allocator has not come that far.
 const UNALLOCATED: [&str; 2] = ["10.111.255.250", "fd00:10:96::fff0"];
 
-/// A flow whose fate depends on the program.
-#[derive(Debug, Clone)]
-pub(crate) struct Difference {
-    pub flow: Flow,
-    pub kube_proxy: Verdict,
-    pub node_agent: Verdict,
-}
-
 #[derive(Debug, Default)]
 pub(crate) struct Judged {
     pub flows: usize,
-    /// How many flows met which kind of fate.
-    fates: BTreeMap<&'static str, usize>,
+    fates: Fates,
     meant: BTreeSet<&'static str>,
+    /// Between the twins.
     differences: Vec<Difference>,
-    /// Where node-agent's evaluator and the kernel do not agree; a sentence each.
-    not_foretold: Vec<String>,
+    /// Where node-agent's evaluator and the kernel do not agree.
+    not_foretold: Vec<Difference>,
     /// Until the programs had caught up, and then until everything was asked once.
     times: [Duration; 2],
 }
@@ -73,7 +68,8 @@ impl LabOfTwo {
     /// with that much patience, until nothing changes.
     ///
     /// # Errors
-    /// When the API server refuses an object, or a program does not catch up.
+    /// When the API server refuses an object, a program does not catch up, or `nft` does not
+    /// understand node-agent's rules.
     pub(crate) async fn judge(&self, cases: &[Case], settings: &Settings, again: Duration) -> Result<Judged> {
         let started = Instant::now();
         let services = self.load(cases).await?;
@@ -85,13 +81,16 @@ impl LabOfTwo {
         let mut judged = Judged { flows: flows.len(), ..Judged::default() };
         let mut asked: Vec<Asked> = flows.into_iter().map(Asked::new).collect();
         self.ask(&mut asked, PATIENCE).await?;
-        judged.count(&asked);
         judged.differences = self.wanderers(&services, &asked).await?;
         judged.times = [loaded, started.elapsed() - loaded];
+        listing::check(&self.node_agent)?;
+        let evaluator = Evaluator::of(&self.node_agent)?;
+        judged.fates = self.fates(&evaluator, &asked);
+        let opinion = |flow: &Flow| evaluator.opinion(&self.node_agent, flow);
         let same = |flow: &Flow, verdicts: [&Verdict; 2]| {
-            meant::same(&cases[flow.case], &services[flow.case], flow, verdicts)
+            meant::same(&cases[flow.case], &services[flow.case], flow, verdicts, || opinion(flow))
         };
-        judged.not_foretold = self.not_foretold(&services, &asked, again).await?;
+        judged.not_foretold = self.not_foretold(&evaluator, &services, &asked, again).await?;
         for _ in 0..ROUNDS {
             asked.retain(|asked| !same(&asked.flow, asked.verdicts.each_ref()));
             let before: Vec<_> = asked.iter().map(|asked| asked.verdicts.clone()).collect();
@@ -100,14 +99,17 @@ impl LabOfTwo {
                 break;
             }
         }
-        for Asked { flow, verdicts: [theirs, ours] } in asked {
-            let service = &services[flow.case];
-            if same(&flow, [&theirs, &ours]) {
+        for Asked { flow, verdicts } in asked {
+            let (service, verdicts) = (&services[flow.case], verdicts.each_ref());
+            if same(&flow, verdicts) {
                 continue;
             }
-            match meant::exception(service, &flow, &[&theirs, &ours]) {
+            match meant::exception(service, &flow, &verdicts) {
                 Some(heading) => drop(judged.meant.insert(heading)),
-                None => judged.differences.push(Difference { flow, kube_proxy: theirs, node_agent: ours }),
+                None => {
+                    let difference = Difference::of_twins(flow, verdicts).beside(&opinion(&flow));
+                    judged.differences.push(difference);
+                }
             }
         }
         Ok(judged)
@@ -116,16 +118,16 @@ impl LabOfTwo {
     /// What `node-agent explain` would be wrong about.
     async fn not_foretold(
         &self,
+        evaluator: &Evaluator,
         services: &[Service],
         asked: &[Asked],
         again: Duration,
-    ) -> Result<Vec<String>> {
+    ) -> Result<Vec<Difference>> {
         let twin = &self.node_agent;
-        let evaluator = Evaluator::of(twin)?;
         let wrong = |flow: &Flow, verdict: &Verdict| {
-            let (foretold, met) = (evaluator.verdict(twin, flow), evaluator.met(flow, verdict));
-            let holds = foretold::holds(&services[flow.case], &foretold, &met);
-            (!holds).then(|| format!("{flow}: {foretold:?} was foretold, and it met {verdict}"))
+            let opinion = evaluator.opinion(twin, flow);
+            let holds = opinion.holds(&services[flow.case], flow, verdict);
+            (!holds).then(|| Difference::of_opinion(*flow, &opinion, verdict))
         };
         let mut asked: Vec<Asked> = asked
             .iter()
@@ -134,7 +136,7 @@ impl LabOfTwo {
             .filter(|asked| wrong(&asked.flow, &asked.verdicts[1]).is_some())
             .map(|asked| Asked {
                 flow: asked.flow,
-                verdicts: [evaluator.sought(twin, &asked.flow), asked.verdicts[1].clone()],
+                verdicts: [evaluator.opinion(twin, &asked.flow).sought(), asked.verdicts[1].clone()],
             })
             .collect();
         // Most were only unlucky, or met with silence first.
@@ -146,6 +148,21 @@ impl LabOfTwo {
             }
         }
         Ok(asked.iter().filter_map(|asked| wrong(&asked.flow, &asked.verdicts[1])).collect())
+    }
+
+    /// What became of the flows on kube-proxy's twin.
+    fn fates(&self, evaluator: &Evaluator, asked: &[Asked]) -> Fates {
+        let mut fates = Fates::default();
+        for Asked { flow, verdicts } in asked {
+            let own = twin::address_of(&self.kube_proxy, flow.source, flow.destination.ip());
+            let Some(outcome) = verdicts[0].0.first() else { continue };
+            let silent = || evaluator.opinion(&self.node_agent, flow).admits(flow, &verdicts[0]);
+            fates.add(match Fate::of(flow.source, own, outcome) {
+                Fate::Silent if !silent() => Fate::Slow,
+                fate => fate,
+            });
+        }
+        fates
     }
 
     fn flows(&self, services: &[Service], settings: &Settings) -> Result<Vec<Flow>> {
@@ -215,8 +232,10 @@ async fn ask_twin(twin: &Twin, which: usize, asked: &[Asked], patience: Duration
         let of_source = asked.iter().enumerate().filter(|(_, asked)| asked.flow.source == source);
         let calls: Vec<(usize, Call, [Verdict; 2])> = of_source
             .map(|(nth, asked)| {
-                let elsewhere = asked.verdicts[1 - which].clone();
-                (nth, asked.flow.call(), [asked.verdicts[which].certain(), elsewhere])
+                let [own, elsewhere] = [&asked.verdicts[which], &asked.verdicts[1 - which]];
+                // A silence that both met with is looked into, not waited for again.
+                let sought = if own == elsewhere { elsewhere.certain() } else { elsewhere.clone() };
+                (nth, asked.flow.call(), [own.certain(), sought])
             })
             .collect();
         let verdicts = stream::iter(calls).map(move |(nth, call, [before, elsewhere])| async move {
@@ -234,37 +253,32 @@ async fn ask_twin(twin: &Twin, which: usize, asked: &[Asked], patience: Duration
 }
 
 impl Judged {
-    /// Where node-agent's evaluator and the kernel do not agree.
-    pub(crate) fn not_foretold(&self) -> &[String] {
-        &self.not_foretold
+    pub(crate) fn fates(&self) -> &Fates {
+        &self.fates
     }
 
-    /// The cases that the twins do not agree on.
+    /// The cases that the twins do not agree on, or the evaluator and the kernel.
     pub(crate) fn different_cases(&self) -> BTreeSet<usize> {
-        self.differences.iter().map(|difference| difference.flow.case).collect()
+        self.all().map(|difference| difference.flow.case).collect()
     }
 
     pub(crate) fn of_case(&self, case: usize) -> Vec<Difference> {
-        self.differences.iter().filter(|difference| difference.flow.case == case).cloned().collect()
+        self.all().filter(|difference| difference.flow.case == case).cloned().collect()
     }
 
-    fn count(&mut self, asked: &[Asked]) {
-        for outcome in asked.iter().flat_map(|asked| asked.verdicts[0].0.first()) {
-            *self.fates.entry(outcome.kind()).or_default() += 1;
-        }
+    fn all(&self) -> impl Iterator<Item = &Difference> {
+        self.differences.iter().chain(&self.not_foretold)
     }
 }
 
 impl fmt::Display for Judged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} flows (", self.flows)?;
-        for (nth, (kind, count)) in self.fates.iter().enumerate() {
-            write!(f, "{}{count} {kind}", if nth == 0 { "" } else { ", " })?;
-        }
         let [loaded, asked] = self.times.map(|time| time.as_secs_f32());
         write!(
             f,
-            "), {} differ, {} not foretold; loaded in {loaded:.1} s, asked in {asked:.1} s",
+            "{} flows ({}), {} differ, {} not foretold; loaded in {loaded:.1} s, asked in {asked:.1} s",
+            self.flows,
+            self.fates,
             self.differences.len(),
             self.not_foretold.len()
         )?;

@@ -30,11 +30,13 @@ pub(crate) enum Feature {
     NodeNames,
     /// Hints for zones and nodes, `trafficDistribution`.
     Topology,
+    /// Load balancers' addresses that several Services have, each with ports of its own.
+    SharedAddresses,
     /// `loadBalancerSourceRanges`
     SourceRanges,
-    /// `ipMode: Proxy`, and ingress that is a name only.
+    /// `ipMode: Proxy`, both modes beside each other, and ingress that is a name only.
     IpModes,
-    /// `sessionAffinity: ClientIP`
+    /// `sessionAffinity: ClientIP`, for as long as the API server says or for another time.
     Affinity,
     /// The labels `service-proxy-name` and `headless`, on the Service or on its slices.
     Labels,
@@ -66,6 +68,7 @@ const FEATURES: &[(&str, Feature)] = &[
     ("internal-local", Feature::InternalLocal),
     ("node-names", Feature::NodeNames),
     ("topology", Feature::Topology),
+    ("shared-addresses", Feature::SharedAddresses),
     ("source-ranges", Feature::SourceRanges),
     ("ip-modes", Feature::IpModes),
     ("affinity", Feature::Affinity),

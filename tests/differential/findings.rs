@@ -1,26 +1,21 @@
 //! What was found, for a person and as a fixture.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
 
-use crate::batch::Difference;
 use crate::cases::Case;
+use crate::difference::Difference;
 
 /// A case may differ in many flows for one reason.
 const SHOWN: usize = 12;
 
 /// The case as a fixture, with what differs as comments.
 pub(crate) fn describe(case: &Case, differences: &[Difference]) -> String {
-    let mut text = String::new();
-    for Difference { flow, kube_proxy, node_agent } in differences.iter().take(SHOWN) {
-        writeln!(text, "# {flow}\n#   kube-proxy: {kube_proxy}\n#   node-agent: {node_agent}")
-            .expect("a String takes everything");
-    }
+    let mut text: String = differences.iter().take(SHOWN).map(ToString::to_string).collect();
     if let Some(more) = differences.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-        writeln!(text, "# and {more} flows more").expect("a String takes everything");
+        text += &format!("# and {more} flows more\n");
     }
     text + &case.to_yaml().expect("objects of Kubernetes have a YAML form")
 }
@@ -48,11 +43,9 @@ mod tests {
     fn differences() -> Vec<Difference> {
         let verdict = |outcome: Outcome| Verdict([outcome].into());
         let flows = flows::of_nobody(0, &["10.96.0.9".parse().unwrap(), "fd00:10:96::9".parse().unwrap()]);
-        let difference = |flow| Difference {
-            flow,
-            kube_proxy: verdict(Outcome::Silent),
-            node_agent: verdict(Outcome::Broken("no answer\n---\nkind: Service".to_owned())),
-        };
+        let [theirs, ours] =
+            [Outcome::Silent, Outcome::Broken("no answer\n---\nkind: Service".to_owned())].map(verdict);
+        let difference = |flow| Difference::of_twins(flow, [&theirs, &ours]);
         flows.into_iter().map(difference).collect()
     }
 

@@ -64,16 +64,20 @@ pub(crate) fn of_service(
     let spec = service.spec.as_ref().context("a Service has a spec")?;
     let cluster_ips = parsed(spec.cluster_ips.iter().flatten().filter(|ip| *ip != "None"))?;
     let external_ips = parsed(spec.external_ips.iter().flatten())?;
-    let ingress = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = ingress.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
-    let ingress = parsed(ingress.filter_map(|ingress| ingress.ip.as_ref()))?;
+    let ingress = load_balancer_ips(service)?;
 
     let mut targets = Vec::new();
     for port in spec.ports.iter().flatten() {
         let protocol = protocol(port)?;
         let number = u16::try_from(port.port)?;
         let mut add = |frontend, ips: &[IpAddr], port| {
-            targets.extend(ips.iter().map(|ip| (frontend, SocketAddr::new(*ip, port), protocol)));
+            for ip in ips {
+                let target = (frontend, SocketAddr::new(*ip, port), protocol);
+                // An undefined port is the same to all that are defined.
+                if !targets.contains(&target) {
+                    targets.push(target);
+                }
+            }
         };
         add(Frontend::ClusterIp, &cluster_ips, number);
         add(Frontend::ExternalIp, &external_ips, number);
@@ -81,6 +85,9 @@ pub(crate) fn of_service(
         if let Some(node_port) = port.node_port {
             add(Frontend::NodePort, &node, u16::try_from(node_port)?);
         }
+        // In every mode of kube-proxy, unlike those of ClusterIPs.
+        add(Frontend::UndefinedPort, &external_ips, UNDEFINED_PORT);
+        add(Frontend::UndefinedPort, &ingress, UNDEFINED_PORT);
         if settings.has(Feature::UndefinedPorts) {
             add(Frontend::UndefinedPort, &cluster_ips, UNDEFINED_PORT);
         }
@@ -90,6 +97,14 @@ pub(crate) fn of_service(
         targets.retain(|(frontend, ..)| *frontend != Frontend::ClusterIp);
     }
     Ok(from_everywhere(case, &targets))
+}
+
+/// # Errors
+/// When one is none.
+pub(crate) fn load_balancer_ips(service: &Service) -> Result<Vec<IpAddr>> {
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
+    parsed(ingress.filter_map(|ingress| ingress.ip.as_ref()))
 }
 
 /// What the node asks of NodePorts on its own loopback.
@@ -150,7 +165,7 @@ impl fmt::Display for Flow {
             Frontend::LoadBalancer => "load balancer",
             Frontend::NodePort => "NodePort",
             Frontend::Loopback => "NodePort on loopback",
-            Frontend::UndefinedPort => "ClusterIP, undefined port",
+            Frontend::UndefinedPort => "undefined port",
             Frontend::Unallocated => "unallocated",
         };
         write!(f, "{} to {}/{} ({frontend})", self.source, self.destination, self.protocol)

@@ -2,6 +2,7 @@
 //! the kernel and walks them, and the kernel's own verdict must be the same.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use lab::network::UPLINK;
 use node_agent::host;
 use node_agent::nft::evaluate::{Fate, Packet, fates};
 use node_agent::nft::kernel::Kernel;
+use node_agent::nft::layout::{Frontend, Group, Pool};
 use node_agent::nft::reading::Reading;
 use service_model::{IpFamily, Protocol};
 
@@ -36,6 +38,14 @@ pub(crate) enum Foretold {
     Broken,
 }
 
+/// Everything that may become of a flow.
+#[derive(Debug)]
+pub(crate) struct Opinion<'a> {
+    foretold: BTreeSet<Foretold>,
+    /// The addresses of the node.
+    host: &'a BTreeSet<IpAddr>,
+}
+
 impl Evaluator {
     /// # Errors
     /// When the kernel cannot be read.
@@ -49,8 +59,15 @@ impl Evaluator {
         })
     }
 
-    /// Everything that may become of the flow.
-    pub(crate) fn verdict(&self, twin: &Twin, flow: &Flow) -> BTreeSet<Foretold> {
+    pub(crate) fn opinion(&self, twin: &Twin, flow: &Flow) -> Opinion<'_> {
+        let foretold = match flow.destination.ip().is_loopback() {
+            true => self.of_loopback(flow),
+            false => self.of_rules(twin, flow),
+        };
+        Opinion::new(foretold, &self.host)
+    }
+
+    fn of_rules(&self, twin: &Twin, flow: &Flow) -> BTreeSet<Foretold> {
         let to = flow.destination;
         let source = twin::address_of(twin, flow.source, to.ip());
         let interface = match flow.source {
@@ -84,12 +101,45 @@ impl Evaluator {
             .collect()
     }
 
+    /// What is sent to loopback is taken by a socket of node-agent's, which no rule tells of: only the
+    /// endpoints of the NodePort are in the sets, and the policy holds.
+    fn of_loopback(&self, flow: &Flow) -> BTreeSet<Foretold> {
+        let (to, protocol) = (flow.destination, flow.protocol);
+        let frontend = Frontend::NodePort { family: IpFamily::of(to.ip()), protocol, port: to.port() };
+        let state = self.reading.mirror.frontends.get(&frontend);
+        let endpoints = state.into_iter().flat_map(|state| {
+            let local = state.groups.contains(Group::ExternalLocal);
+            state.pool(if local { Pool::Local } else { Pool::Cluster }).iter().flatten()
+        });
+        let reached = endpoints.map(|target| Foretold::Reached(target.ip, target.port, None));
+        reached.chain([Foretold::Refused, Foretold::Silent]).collect()
+    }
+}
+
+impl<'a> Opinion<'a> {
+    pub(crate) fn new(foretold: BTreeSet<Foretold>, host: &'a BTreeSet<IpAddr>) -> Self {
+        Self { foretold, host }
+    }
+
+    /// Whether nothing was met with but what was foretold.
+    pub(crate) fn admits(&self, flow: &Flow, verdict: &Verdict) -> bool {
+        self.met(flow, verdict).is_subset(&self.foretold)
+    }
+
+    /// Whether the kernel did what was foretold. Tries are ended once nothing new seems to come, so that
+    /// some of the endpoints foretold may not have been met; a client that is kept meets one.
+    pub(crate) fn holds(&self, service: &Service, flow: &Flow, verdict: &Verdict) -> bool {
+        let met = self.met(flow, verdict);
+        let may_miss_some = meant::is_sticky(service) || met.len() > 1;
+        met == self.foretold || may_miss_some && met.is_subset(&self.foretold)
+    }
+
     /// The endpoints foretold, as nobody meets them: tries go on until no doubt is left.
-    pub(crate) fn sought(&self, twin: &Twin, flow: &Flow) -> Verdict {
+    pub(crate) fn sought(&self) -> Verdict {
         let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let reached = self.verdict(twin, flow).into_iter().filter_map(|foretold| match foretold {
+        let reached = self.foretold.iter().filter_map(|foretold| match foretold {
             Foretold::Reached(ip, port, _) => {
-                Some(Outcome::Reached { endpoint: SocketAddr::new(ip, port), client: nobody })
+                Some(Outcome::Reached { endpoint: SocketAddr::new(*ip, *port), client: nobody })
             }
             Foretold::Silent => Some(Outcome::Silent),
             _ => None,
@@ -98,7 +148,7 @@ impl Evaluator {
     }
 
     /// What was met with, in the same words.
-    pub(crate) fn met(&self, flow: &Flow, verdict: &Verdict) -> BTreeSet<Foretold> {
+    fn met(&self, flow: &Flow, verdict: &Verdict) -> BTreeSet<Foretold> {
         let word = |outcome: &Outcome| match outcome {
             Outcome::Reached { endpoint, client } => {
                 let masqueraded = (flow.source != Source::Node).then(|| self.host.contains(client));
@@ -113,11 +163,28 @@ impl Evaluator {
     }
 }
 
-/// Whether the kernel did what was foretold. Tries are ended once nothing new seems to come, so that
-/// some of the endpoints foretold may not have been met; a client that is kept meets one.
-pub(crate) fn holds(service: &Service, foretold: &BTreeSet<Foretold>, met: &BTreeSet<Foretold>) -> bool {
-    match meant::is_sticky(service) {
-        true => met.is_subset(foretold),
-        false => met == foretold || met.len() > 1 && met.is_subset(foretold),
+impl fmt::Display for Foretold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reached(ip, port, masqueraded) => {
+                write!(f, "{}", SocketAddr::new(*ip, *port))?;
+                f.write_str(match masqueraded {
+                    Some(true) => " (masqueraded)",
+                    Some(false) => " (as itself)",
+                    None => "",
+                })
+            }
+            Self::Refused => f.write_str("refused"),
+            Self::Silent => f.write_str("silent"),
+            Self::Unserved => f.write_str("unserved"),
+            Self::Broken => f.write_str("broken"),
+        }
+    }
+}
+
+impl fmt::Display for Opinion<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<String> = self.foretold.iter().map(ToString::to_string).collect();
+        f.write_str(&words.join(", "))
     }
 }

@@ -4,7 +4,9 @@ use k8s_openapi::api::core::v1::Service;
 
 use crate::cases::Case;
 use crate::flows::Flow;
-use crate::verdict::{Outcome, Verdict};
+use crate::foretold::Opinion;
+use crate::kept;
+use crate::verdict::Verdict;
 
 /// A difference that docs/design/0004-where-we-differ-from-kube-proxy.md gives the reason for.
 struct Exception {
@@ -16,36 +18,19 @@ struct Exception {
 /// None of those that are meant shows in a flow of a Service that is generated.
 const EXCEPTIONS: &[Exception] = &[];
 
-/// Whether the twins agree on a flow.
-pub(crate) fn same(case: &Case, service: &Service, flow: &Flow, verdicts: [&Verdict; 2]) -> bool {
-    let [theirs, ours] = verdicts;
-    if !is_sticky(service) {
-        return theirs == ours;
+/// Whether the twins agree on a flow. `opinion` is what node-agent's evaluator says of it: of a client
+/// that is kept, the twins alone do not tell enough.
+pub(crate) fn same<'a>(
+    case: &Case,
+    service: &Service,
+    flow: &Flow,
+    verdicts: [&Verdict; 2],
+    opinion: impl FnOnce() -> Opinion<'a>,
+) -> bool {
+    match is_sticky(service) {
+        true => kept::same(case, service, flow, verdicts, &opinion()),
+        false => verdicts[0] == verdicts[1],
     }
-    // Both masquerade what comes back to its source only where a slice puts that on this node: whoever
-    // draws itself without being there on paper hears nothing, and stays with that.
-    let draws_silence = case.misplaces(flow.source);
-    let is_drawn = |outcome: &Outcome| match outcome {
-        Outcome::Reached { .. } => true,
-        Outcome::Silent => draws_silence,
-        _ => false,
-    };
-    // Each keeps a client at an endpoint, and draws which.
-    let rest = |verdict: &Verdict| -> Vec<Outcome> {
-        verdict.0.iter().filter(|outcome| !is_drawn(outcome)).cloned().collect()
-    };
-    // One that may be kept at an endpoint of either pool soon is kept at both. Then the first of them in
-    // the program's order takes over flows that the other had.
-    let many = |count: usize| if has_two_pools(service) { count.min(1) } else { count };
-    // A silence may be one more endpoint, or none: tries end with it.
-    let bounds = |verdict: &Verdict| {
-        let drawn = verdict.0.iter().filter(|outcome| is_drawn(outcome)).count();
-        many(verdict.reached().count())..=many(drawn)
-    };
-    let (theirs_drawn, ours_drawn) = (bounds(theirs), bounds(ours));
-    rest(theirs) == rest(ours)
-        && theirs_drawn.start() <= ours_drawn.end()
-        && ours_drawn.start() <= theirs_drawn.end()
 }
 
 /// Whether a client stays with its endpoint.

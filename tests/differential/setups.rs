@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::fates::{Fate, Floors};
 use crate::features::Feature;
 use crate::flows::Frontend;
 use crate::twin::Source;
@@ -21,12 +22,22 @@ pub(crate) struct Setup {
     pub asks: fn(Source, Frontend) -> bool,
     /// One in so many of the cases that a run is asked for.
     pub one_in: usize,
+    /// Far below what runs have: about a quarter of it.
+    pub floors: Floors,
 }
 
 /// kube-proxy's defaults.
 pub(crate) fn usual() -> Setup {
     let fields = json!({"detectLocalMode": "ClusterCIDR"});
-    Setup { name: "differential", fields, loopback: false, without: &[], asks: everything, one_in: 1 }
+    Setup {
+        name: "differential",
+        fields,
+        loopback: false,
+        without: &[],
+        asks: everything,
+        one_in: 1,
+        floors: ALL_FATES,
+    }
 }
 
 /// Pods are known by their interfaces; NodePorts answer on a range for IPv4, and on loopback; another
@@ -40,7 +51,15 @@ pub(crate) fn interfaces_and_loopback() -> Setup {
         "nftables": {"minSyncPeriod": "10ms", "syncPeriod": "30s", "masqueradeBit": 3},
         "featureGates": {"KubeProxyNFTablesLocalhostNodePorts": true},
     });
-    Setup { name: "differential-2", fields, loopback: true, without: &[], asks: everything, one_in: 2 }
+    Setup {
+        name: "differential-2",
+        fields,
+        loopback: true,
+        without: &[],
+        asks: everything,
+        one_in: 2,
+        floors: ALL_FATES,
+    }
 }
 
 /// kube-proxy in iptables mode. NodePorts answer where they do in the other modes: its own default is all
@@ -68,8 +87,18 @@ pub(crate) fn iptables() -> Setup {
         without,
         asks: all_but_the_node_outwards,
         one_in: 4,
+        floors: ALL_FATES,
     }
 }
+
+const ALL_FATES: Floors = &[
+    (Fate::AsItself, 2),
+    (Fate::Masqueraded, 3),
+    (Fate::FromTheNode, 1),
+    (Fate::Refused, 5),
+    (Fate::Silent, 1),
+    (Fate::Unserved, 3),
+];
 
 fn everything(_: Source, _: Frontend) -> bool {
     true

@@ -38,18 +38,6 @@ impl Verdict {
     }
 }
 
-impl Outcome {
-    pub(crate) fn kind(&self) -> &'static str {
-        match self {
-            Self::Reached { .. } => "reached",
-            Self::Refused => "refused",
-            Self::Silent => "silent",
-            Self::Unserved => "unserved",
-            Self::Broken(_) => "broken",
-        }
-    }
-}
-
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -6,12 +6,12 @@ use anyhow::Result;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use service_model::{IpFamily, Protocol};
 
-use super::{Asked, Difference, PATIENCE};
+use super::{Asked, PATIENCE};
+use crate::difference::Difference;
 use crate::flows::{self, Flow};
 use crate::lab_of_two::LabOfTwo;
 use crate::meant;
 use crate::twin::Source;
-use crate::verdict::Verdict;
 
 /// A client and a Service port, by its number.
 type Visit = (usize, Source, i32, Protocol, IpFamily);
@@ -31,16 +31,16 @@ impl LabOfTwo {
         };
         let mut again: Vec<Asked> = asked.iter().filter(stays).map(|asked| Asked::new(asked.flow)).collect();
         self.ask(&mut again, PATIENCE).await?;
-        let mut visits: BTreeMap<Visit, Difference> = BTreeMap::new();
+        let mut visits: BTreeMap<Visit, Asked> = BTreeMap::new();
         for Asked { flow, verdicts: [theirs, ours] } in again {
             let Some(visit) = visit(&flow, &services[flow.case])? else { continue };
-            let none = Difference { flow, kube_proxy: Verdict::default(), node_agent: Verdict::default() };
-            let all = visits.entry(visit).or_insert(none);
-            all.kube_proxy.0.extend(theirs.0);
-            all.node_agent.0.extend(ours.0);
+            let all = visits.entry(visit).or_insert_with(|| Asked::new(flow));
+            all.verdicts[0].0.extend(theirs.0);
+            all.verdicts[1].0.extend(ours.0);
         }
-        let wanders = |visit: &Difference| visit.node_agent.reached().collect::<BTreeSet<_>>().len() > 1;
-        Ok(visits.into_values().filter(wanders).collect())
+        let wanders = |visit: &Asked| visit.verdicts[1].reached().collect::<BTreeSet<_>>().len() > 1;
+        let wanderers = visits.into_values().filter(wanders);
+        Ok(wanderers.map(|visit| Difference::of_twins(visit.flow, visit.verdicts.each_ref())).collect())
     }
 }
 

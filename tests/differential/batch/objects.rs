@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::cases::{Case, State};
 use crate::endpoints::PORTS;
 use crate::lab_of_two::LabOfTwo;
+use crate::shared;
 use crate::twin::{self, ELSEWHERE, LOCAL};
 
 /// Requests to the API server at the same time.
@@ -34,7 +35,8 @@ impl LabOfTwo {
         let objects = self.namespace(number).await?;
         let mut address = self.addresses.load(Ordering::Relaxed);
         let numbered = cases.iter().cloned().enumerate().map(|(nth, case)| case.numbered(nth, &mut address));
-        let cases: Vec<Case> = numbered.collect();
+        let mut cases: Vec<Case> = numbered.collect();
+        shared::share(&mut cases)?;
         self.addresses.store(address, Ordering::Relaxed);
 
         if let Some(previous) = number.checked_sub(1) {

@@ -14,6 +14,7 @@ use crate::cases::{Case, State};
 use crate::endpoints::PORTS;
 use crate::flows::OTHER_PROXY;
 use crate::legacy;
+use crate::shared;
 use crate::twin::{self, ELSEWHERE, LOCAL, NODE};
 use crate::zone::ZONE;
 
@@ -77,8 +78,11 @@ fn service(sketch: &Sketch, ports: &[NumberedPort], policies: Policies) -> Servi
             "name": port.name, "protocol": port.protocol, "port": port.number,
         })).collect::<Vec<_>>(),
         "internalTrafficPolicy": policy(policies.internal_local),
-        "sessionAffinity": if sketch.affinity { "ClientIP" } else { "None" },
+        "sessionAffinity": if sketch.affinity.is_some() { "ClientIP" } else { "None" },
     });
+    if let Some(Some(seconds)) = sketch.affinity {
+        spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": seconds}});
+    }
     if sketch.kind == Kind::Headless {
         spec["clusterIP"] = "None".into();
     }
@@ -102,7 +106,12 @@ fn service(sketch: &Sketch, ports: &[NumberedPort], policies: Policies) -> Servi
         Label::Headless => json!({HEADLESS: ""}),
         _ => json!({}),
     };
-    from_json(json!({"metadata": {"labels": labels}, "spec": spec, "status": status}))
+    let annotations = match sketch.shares && sketch.kind == Kind::LoadBalancer {
+        true => json!({shared::SHARES: "with the one before"}),
+        false => json!({}),
+    };
+    let metadata = json!({"labels": labels, "annotations": annotations});
+    from_json(json!({"metadata": metadata, "spec": spec, "status": status}))
 }
 
 /// Nobody keeps an external IP to the families of its Service.
@@ -120,6 +129,9 @@ fn ingress(sketch: &Sketch) -> Vec<Value> {
     match sketch.ingress {
         Ingress::Ip => of_ip("VIP"),
         Ingress::Proxy => of_ip("Proxy"),
+        Ingress::Mixed => {
+            [of_ip("VIP"), vec![json!({"hostname": "balancer.example.com"})], of_ip("Proxy")].concat()
+        }
         Ingress::HostName => vec![json!({"hostname": "balancer.example.com"})],
         Ingress::Pending => Vec::new(),
     }

@@ -25,7 +25,9 @@ pub(crate) struct Sketch {
     pub external_ips: bool,
     pub ingress: Ingress,
     pub source_ranges: Vec<&'static str>,
-    pub affinity: bool,
+    pub affinity: Option<Timeout>,
+    /// Has the load balancer's address of a Service before it, with other ports.
+    pub shares: bool,
     pub label: Label,
     pub odd: bool,
     pub legacy: bool,
@@ -134,9 +136,14 @@ pub(crate) struct Policies {
 pub(crate) enum Ingress {
     Ip,
     Proxy,
+    /// An address of each mode, and a name.
+    Mixed,
     HostName,
     Pending,
 }
+
+/// Seconds for which a client stays; `None` leaves it to the API server. Nobody waits so long here.
+pub(crate) type Timeout = Option<i32>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Label {
@@ -175,17 +182,18 @@ pub(crate) fn sketches(settings: &Settings) -> impl Strategy<Value = Sketch> + u
         settings.maybe(Feature::ExternalIps, prop::bool::weighted(0.3), false),
         settings.maybe(Feature::IpModes, ingress(), Ingress::Ip),
         settings.maybe(Feature::SourceRanges, subsequence(RANGES, 0..=3), Vec::new()),
-        settings.maybe(Feature::Affinity, prop::bool::weighted(0.4), false),
+        settings.maybe(Feature::Affinity, option::weighted(0.4, timeouts()), None),
         settings.maybe(Feature::Labels, labels(), Label::None),
         (
             settings.maybe(Feature::Oddities, prop::bool::weighted(0.2), false),
             settings.maybe(Feature::LegacyAddresses, prop::bool::weighted(0.1), false),
+            settings.maybe(Feature::SharedAddresses, prop::bool::weighted(0.3), false),
         ),
         settings.maybe(Feature::Changes, option::weighted(0.4, before(settings)), None),
     );
     (shape, rest).prop_map(|((kind, families, ports, slices), rest)| {
         let (endpoints, policies, external_ips, ingress, source_ranges, affinity, label, odds, before) = rest;
-        let (odd, legacy) = odds;
+        let (odd, legacy, shares) = odds;
         Sketch {
             kind,
             families,
@@ -197,6 +205,7 @@ pub(crate) fn sketches(settings: &Settings) -> impl Strategy<Value = Sketch> + u
             ingress,
             source_ranges,
             affinity,
+            shares,
             label,
             odd,
             legacy,
@@ -288,9 +297,15 @@ fn ingress() -> impl Strategy<Value = Ingress> {
     prop_oneof![
         6 => Just(Ingress::Ip),
         2 => Just(Ingress::Proxy),
+        2 => Just(Ingress::Mixed),
         1 => Just(Ingress::HostName),
         1 => Just(Ingress::Pending),
     ]
+}
+
+/// The shortest is longer than a batch takes, the longest is a day.
+fn timeouts() -> impl Strategy<Value = Timeout> {
+    prop_oneof![2 => Just(None), 1 => select(vec![Some(900), Some(7777), Some(86400)])]
 }
 
 fn labels() -> impl Strategy<Value = Label> {
