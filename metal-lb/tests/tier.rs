@@ -59,11 +59,26 @@ impl World {
         let start = |n| Balancer::start(&lan, test, n, &authority, &controller, folder.path().to_owned());
         let balancers = (1..=2).map(start).collect();
         let world = Self { balancers, nodes, client, lan, _folder: folder };
+        // First one in which there is nothing to own: who does not know the other yet takes all there is.
+        world.publish(&document(1, &[]));
+        let knows_the_other = |l: &str| l.starts_with("metal_lb_peer_alive{") && l.ends_with(" 1");
         for balancer in &world.balancers {
-            until("it takes a document", || balancer.put(&document(1)) == Some(StatusCode::OK));
+            until("it knows the other", || balancer.probe("/metrics").lines().any(knows_the_other));
         }
+        world.publish(&document(2, &VIPS));
         until("every VIP has an owner", || VIPS.iter().all(|vip| world.owner(*vip).is_some()));
         world
+    }
+
+    /// Gives all hosts a document, at once: who is a second behind the others is given nothing.
+    fn publish(&self, document: &Value) {
+        std::thread::scope(|scope| {
+            for balancer in &self.balancers {
+                scope.spawn(|| {
+                    until("it takes a document", || balancer.put(document) == Some(StatusCode::OK));
+                });
+            }
+        });
     }
 
     /// Whom all hosts that answer agree upon.
@@ -144,7 +159,19 @@ fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-fn document(counter: u64) -> Value {
+fn until_shown(look: impl Fn() -> String, wanted: impl Fn(&str) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let text = look();
+        if wanted(&text) {
+            return;
+        }
+        assert!(begun.elapsed() < DEADLINE, "after {DEADLINE:?}, still:\n{text}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+fn document(counter: u64, vips: &[Ipv4Addr]) -> Value {
     let listener = |vip: &Ipv4Addr| {
         json!({
             "service": format!("shop/web-{}", vip.octets()[3]), "vip": vip, "protocol": "TCP", "port": 80,
@@ -161,7 +188,7 @@ fn document(counter: u64) -> Value {
             {"name": "node-1", "addresses": ["172.30.0.11"]}, {"name": "node-2", "addresses": ["172.30.0.12"]}
         ],
         "node_sets": [{"name": "all", "nodes": ["node-1", "node-2"]}],
-        "listeners": VIPS.iter().map(listener).collect::<Vec<_>>()
+        "listeners": vips.iter().map(listener).collect::<Vec<_>>()
     })
 }
 
@@ -174,14 +201,16 @@ fn a_document_becomes_vips_that_are_shared_out_and_answer_from_every_node() {
         assert_eq!(nodes, ["node-1", "node-2"].map(String::from).into());
     }
     for balancer in &world.balancers {
-        assert!(balancer.probe("/readyz").starts_with("HTTP/1.1 200"));
-        let metrics = balancer.probe("/metrics");
+        until_shown(|| balancer.probe("/readyz"), |text| text.starts_with("HTTP/1.1 200"));
         let flows = "metal_lb_listener_new_flows_total{service=\"shop/web-";
-        assert!(metrics.lines().any(|l| l.starts_with(flows) && l.ends_with(" 40")), "{metrics}");
-        assert!(metrics.contains("metal_lb_peer_alive{peer=\"lb-"), "{metrics}");
-        let text = balancer.state_verb();
-        assert!(text.contains("TCP 172.30.0.200:80 shop/web-200: 2 of 2 targets take connections"), "{text}");
-        assert!(text.contains("in  node-1 172.30.0.11:30080 healthy: http://172.30.0.11:10256"), "{text}");
+        let counted = |metrics: &str| metrics.lines().any(|l| l.starts_with(flows) && l.ends_with(" 40"));
+        until_shown(|| balancer.probe("/metrics"), counted);
+        for line in [
+            "TCP 172.30.0.200:80 shop/web-200: 2 of 2 targets take connections",
+            "in  node-1 172.30.0.11:30080 healthy: http://172.30.0.11:10256",
+        ] {
+            until_shown(|| balancer.state_verb(), |text| text.contains(line));
+        }
     }
 }
 
@@ -264,13 +293,13 @@ fn a_partition_heals_to_one_owner_that_the_network_knows() {
         until("the other host serves the VIP", || world.connect(vip).is_ok());
     });
     eprintln!("cut off: {gap:?} without a new connection");
+    let owns_everything = |host: &Balancer| {
+        let vips = host.state().map(|s| s.vips).unwrap_or_default();
+        vips.len() == 2 && vips.iter().all(|v| v.owner.as_ref() == Some(&host.name))
+    };
     let survivor = &world.balancers[1 - apart];
-    until("the other host owns everything", || {
-        let owned = survivor.state().map(|s| s.vips).unwrap_or_default();
-        owned.len() == 2 && owned.iter().all(|v| v.owner.as_ref() == Some(&survivor.name))
-    });
-    let cut_off = world.balancers[apart].state().unwrap();
-    assert!(cut_off.vips.iter().all(|v| v.owner.as_ref() == Some(name)), "each side serves: {cut_off:?}");
+    until("the other host owns everything", || owns_everything(survivor));
+    until("the one that is cut off does too", || owns_everything(&world.balancers[apart]));
 
     world.lan.set_connected(name, true);
     for vip in VIPS {

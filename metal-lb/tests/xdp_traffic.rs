@@ -155,7 +155,8 @@ fn a_connection_to_a_listener_without_targets_times_out() {
     let mut wish = world.desired();
     wish.listeners.values_mut().for_each(|l| l.targets.clear());
     settle(&mut backend, &wish);
-    let answer = world.client.run(|| TcpStream::connect_timeout(&VIP.into(), Duration::from_millis(300)));
+    // Time for ARP and a SYN, each sent again after a second if it was lost.
+    let answer = world.client.run(|| TcpStream::connect_timeout(&VIP.into(), Duration::from_millis(2500)));
     assert_eq!(answer.unwrap_err().kind(), ErrorKind::TimedOut);
     assert!(backend.reasons().unwrap().any(|(reason, count)| reason == "no_target" && count > 0));
 }

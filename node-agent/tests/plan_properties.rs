@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use node_agent::nft::affinity::Affinities;
 use node_agent::nft::desired::{DesiredFrontend, DesiredService};
@@ -177,12 +177,20 @@ fn an_endpoint_that_comes_while_another_is_leaving_gets_a_place() {
     assert_eq!(places, ["10.244.0.2:8080", "10.244.0.3:8080", "10.244.0.4:8080"]);
 }
 
-/// Nothing is looked through for each of them: that would take a quarter of a minute.
+/// Nothing is looked through for each of them: twenty times as many would take four hundred times as long.
 #[test]
-fn twenty_thousand_services_that_go_at_once_are_planned_at_once() {
+fn services_that_go_at_once_take_no_longer_each_if_they_are_many() {
+    // What else the machine does can make many look slow, but not again and again.
+    let grows = || work_of_services_that_go(10_000).div_duration_f64(work_of_services_that_go(500));
+    let seen: Vec<f64> = std::iter::repeat_with(grows).take(3).take_while(|grown| *grown > 100.0).collect();
+    assert!(seen.len() < 3, "twenty times as many Services took {seen:?} times as long");
+}
+
+/// The processor time in which so many are planned that go.
+fn work_of_services_that_go(count: u32) -> Duration {
     let mut mirror = Mirror::default();
     let mut planner = Planner::default();
-    let names: BTreeSet<ServiceName> = (0..20_000).map(|n| ObjectName::new("ns", &n.to_string())).collect();
+    let names: BTreeSet<ServiceName> = (0..count).map(|n| ObjectName::new("ns", &n.to_string())).collect();
     let frontend = |name: &ServiceName| {
         let number: u32 = name.name().parse().unwrap();
         Frontend::Vip { ip: Ipv4Addr::from(0x0a60_0000 + number).into(), protocol: Protocol::Tcp, port: 80 }
@@ -206,11 +214,15 @@ fn twenty_thousand_services_that_go_at_once_are_planned_at_once() {
     };
     let plan = planner.plan(&names, desired, &mirror);
     plan.now.iter().for_each(|step| mirror.follow(step));
-    let started = Instant::now();
+    let before = time_of_this_thread();
     for _ in 0..2 {
         let plan = planner.plan(&names, |_| DesiredService::default(), &mirror);
         plan.now.iter().for_each(|step| mirror.follow(step));
         assert_eq!(plan.later.len(), names.len());
     }
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    time_of_this_thread() - before
+}
+
+fn time_of_this_thread() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
 }

@@ -30,8 +30,8 @@ use tokio::time::{sleep, timeout};
 
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// A client that says nothing for so long is waiting for us to speak first.
-const SILENCE: Duration = Duration::from_millis(300);
+/// A client that says nothing for so long is waiting for us to speak first: it is not merely slow.
+const SILENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -61,8 +61,9 @@ struct Pod {
 async fn main() -> Result<()> {
     let args = Args::parse();
     let mut terminate = signal(SignalKind::terminate())?;
-    let listeners = args.tcp.iter().map(|port| tcp_listener(*port)).collect::<Result<Vec<_>>>()?;
+    // UDP first: where TCP is reached, a probe takes all to be there.
     let sockets = args.udp.iter().map(|port| udp_socket(*port)).collect::<Result<Vec<_>>>()?;
+    let listeners = args.tcp.iter().map(|port| tcp_listener(*port)).collect::<Result<Vec<_>>>()?;
     let pod = Arc::new(Pod {
         hostname: std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim_end().to_owned(),
         environment: std::env::vars().filter(|(name, _)| name != MARK).collect(),

@@ -96,8 +96,7 @@ impl Twin {
         nth: u8,
         control_plane: &ControlPlane,
     ) -> Result<Self> {
-        let id = format!("{lab_id}-{name}");
-        let switch = Switch::create(&id)?;
+        let switch = Switch::with_prefix(lab_id, &format!("{name}-"))?;
         let node = switch.attach(NODE, network::FIRST_NODE)?;
         let elsewhere = switch.attach(ELSEWHERE, network::FIRST_NODE + 1)?;
         let asking = switch.attach("node-3", network::FIRST_NODE + 2)?;
@@ -116,7 +115,7 @@ impl Twin {
 
         let mut stations = BTreeMap::new();
         for number in 1..=LOCAL {
-            let netns = Netns::create(&format!("fl-{id}-pod-{number}"))?;
+            let netns = Netns::create(lab_id, &format!("{name}-pod-{number}"))?;
             let host = network::GATEWAY + number;
             network::plug_pod(&node, LOCAL_PODS, host, &netns, &format!("pod-{number}"))?;
             let station = Station::new(netns)?;

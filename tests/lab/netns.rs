@@ -12,6 +12,8 @@ use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::{self, Runtime};
 
+use crate::sweep;
+
 /// Where `ip netns` keeps its namespaces, so that a person can enter ours by name.
 const DIRECTORY: &str = "/run/netns";
 
@@ -21,17 +23,20 @@ pub struct Netns {
     name: String,
     path: PathBuf,
     file: fs::File,
-    ours: bool,
+    /// The lab that made it, and whose tools run inside; none if another did.
+    lab: Option<String>,
 }
 
 impl Netns {
-    /// A new, empty namespace with its loopback up.
+    /// A new, empty namespace `fl-ID-HOST` of a lab, with its loopback up.
     ///
     /// # Errors
     /// Without root, or when the name is taken.
-    pub fn create(name: &str) -> Result<Arc<Self>> {
-        run_ip(&["netns", "add", name], None).with_context(|| format!("creating the namespace {name}"))?;
-        let netns = Arc::new(Self::of_name(name, true)?);
+    pub fn create(lab_id: &str, host: &str) -> Result<Arc<Self>> {
+        let name = &format!("fl-{lab_id}-{host}");
+        run_ip(&["netns", "add", name], None, Some(lab_id))
+            .with_context(|| format!("creating the namespace {name}"))?;
+        let netns = Arc::new(Self::of_name(name, Some(lab_id.to_owned()))?);
         netns.ip("link set lo up")?;
         // Addresses count at once: nobody here can have the same one.
         netns.sysctl(&[
@@ -47,13 +52,13 @@ impl Netns {
     /// # Errors
     /// When there is none of that name.
     pub fn open(name: &str) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self::of_name(name, false)?))
+        Ok(Arc::new(Self::of_name(name, None)?))
     }
 
-    fn of_name(name: &str, ours: bool) -> Result<Self> {
+    fn of_name(name: &str, lab: Option<String>) -> Result<Self> {
         let path = Path::new(DIRECTORY).join(name);
         let file = fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        Ok(Self { name: name.to_owned(), path, file, ours })
+        Ok(Self { name: name.to_owned(), path, file, lab })
     }
 
     pub fn name(&self) -> &str {
@@ -107,7 +112,8 @@ impl Netns {
     /// # Errors
     /// When it cannot be started or fails; with what it said.
     pub fn tool(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        let output = self.enter(|| Command::new(program).args(arguments).stdin(Stdio::null()).output());
+        let mut command = marked(program, self.lab.as_deref());
+        let output = self.enter(|| command.args(arguments).stdin(Stdio::null()).output());
         checked(output, || format!("{program} {} in {}", arguments.join(" "), self.name))
     }
 
@@ -116,7 +122,8 @@ impl Netns {
     /// # Errors
     /// At the first line that fails; with what `ip` said.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        run_ip(&["-n", &self.name, "-batch", "-"], Some(lines)).with_context(|| format!("in {}", self.name))
+        run_ip(&["-n", &self.name, "-batch", "-"], Some(lines), self.lab.as_deref())
+            .with_context(|| format!("in {}", self.name))
     }
 
     /// Sets kernel parameters under `/proc/sys/net`, for instance `ipv4/ip_forward`.
@@ -136,7 +143,7 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        if self.ours {
+        if self.lab.is_some() {
             delete(&self.name);
         }
     }
@@ -145,7 +152,7 @@ impl Drop for Netns {
 /// Deletes the namespace of that name, if there is one.
 pub fn delete(name: &str) {
     // A namespace that is gone already was swept by another: nothing to say.
-    let _ = run_ip(&["netns", "delete", name], None);
+    let _ = run_ip(&["netns", "delete", name], None, None);
 }
 
 /// The names of all namespaces that begin with `prefix`.
@@ -158,9 +165,16 @@ pub fn with_prefix(prefix: &str) -> Vec<String> {
         .collect()
 }
 
-fn run_ip(arguments: &[&str], input: Option<&str>) -> Result<()> {
+/// A tool that ends with its lab: one that outlived it would go on making what is then swept by nobody.
+fn marked(program: &str, lab_id: Option<&str>) -> Command {
+    let mut command = Command::new(program);
+    command.envs(lab_id.map(|id| (sweep::MARK, id)));
+    command
+}
+
+fn run_ip(arguments: &[&str], input: Option<&str>, lab_id: Option<&str>) -> Result<()> {
     let start = || -> io::Result<Output> {
-        let mut child = Command::new("ip")
+        let mut child = marked("ip", lab_id)
             .args(arguments)
             .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())

@@ -79,6 +79,8 @@ impl Host {
 #[derive(Debug)]
 pub struct Switch {
     pub netns: Arc<Netns>,
+    lab_id: String,
+    /// Begins the names of its hosts' namespaces, after the lab's.
     prefix: String,
 }
 
@@ -86,8 +88,15 @@ impl Switch {
     /// # Errors
     /// Without root, or without the kernel's bridge.
     pub fn create(lab_id: &str) -> Result<Self> {
-        let prefix = format!("fl-{lab_id}-");
-        let netns = Netns::create(&format!("{prefix}switch"))?;
+        Self::with_prefix(lab_id, "")
+    }
+
+    /// One of several in a lab, which differ in how the names of their hosts' namespaces begin.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn with_prefix(lab_id: &str, prefix: &str) -> Result<Self> {
+        let netns = Netns::create(lab_id, &format!("{prefix}switch"))?;
         netns.ip(&format!(
             "link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0
              link set br0 up
@@ -105,7 +114,7 @@ impl Switch {
         // A switch looks at no IP packet. The parameters exist where br_netfilter does.
         let _ = netns
             .sysctl(&[("bridge/bridge-nf-call-iptables", "0"), ("bridge/bridge-nf-call-ip6tables", "0")]);
-        Ok(Self { netns, prefix })
+        Ok(Self { netns, lab_id: lab_id.to_owned(), prefix: prefix.to_owned() })
     }
 
     /// A new host on a port of its own, which is named after it. Both ends of the cable have one
@@ -115,7 +124,7 @@ impl Switch {
     /// # Errors
     /// When the name is taken.
     pub fn attach(&self, name: &str, number: u8) -> Result<Host> {
-        let netns = Netns::create(&format!("{}{name}", self.prefix))?;
+        let netns = Netns::create(&self.lab_id, &format!("{}{name}", self.prefix))?;
         let queues = "numrxqueues 1 numtxqueues 1";
         self.netns.ip(&format!(
             "link add {name} {queues} type veth peer name {UPLINK} netns {} {queues}

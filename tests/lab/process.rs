@@ -108,7 +108,8 @@ impl Program {
         self.orders.send(Order::Stop(Signal::SIGTERM)).await.context("the supervisor ended")?;
         let asked = self.ended(GRACE).await;
         if asked.is_err() {
-            self.signal(Signal::SIGKILL)?;
+            // It may have ended just now; if not, the next wait says so.
+            let _ = self.signal(Signal::SIGKILL);
         }
         self.ended(GRACE).await
     }

@@ -50,7 +50,10 @@ impl Ground {
         let path = Path::new(ROOT).join(&id);
         fs::create_dir_all(path.join("logs"))
             .with_context(|| format!("creating {}: the lab must run as root", path.display()))?;
-        fs::write(path.join("owner"), format!("{me} {}", start_time(me).unwrap_or_default()))?;
+        // At once: another lab that reads half of it takes the owner for dead.
+        let aside = path.join("owner.new");
+        fs::write(&aside, format!("{me} {}", start_time(me).unwrap_or_default()))?;
+        fs::rename(aside, path.join("owner"))?;
         let mut janitor = std::os::unix::process::CommandExt::process_group(
             Command::new(programs::ours("lab-run")?)
                 .args(["janitor", &id])

@@ -16,7 +16,7 @@ async fn new_connections_succeed_within_a_second_after_the_owner_is_lost() -> Re
     lab.pods_ready("app=web", 2).await?;
     lab.endpoints_ready("web", 2).await?;
     let vip = SocketAddr::new(ip, lab.service("web").await?.port()?);
-    lab.client().http_eventually(vip, 20).await?;
+    lab.client().http_spread(vip, 20, 2).await?;
 
     let curler = lab.client().curl_along(vip);
     curler.more(100).await?;

@@ -197,10 +197,12 @@ async fn every_metric_stands_in_the_page_and_no_other_does() -> Result<()> {
     let node = &lab.nodes[0].host;
     let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     // A counter with a label stands on the page once it has counted.
-    lab.client_on(&node.name)?.request(here(10256), "GET", "/livez").await?;
+    let on_the_node = lab.client_on(&node.name)?;
+    wait::until("node-agent lives", LIMIT, async || on_the_node.request(here(10256), "GET", "/livez").await)
+        .await?;
     let balancer = lab.balancer("lb-1")?.host.netns.clone();
     let places = [
-        ("node-agent", lab.client_on(&node.name)?, 10249),
+        ("node-agent", on_the_node, 10249),
         ("metal-lb", Client::in_netns(balancer), 7473),
         ("cloud-controller", Client::in_netns(lab.control_plane.host.netns.clone()), 8080),
     ];

@@ -11,12 +11,13 @@ use lab::{Lab, NodeProxy, Provider, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const PODS: &str = "
+const SERVICE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: my-shop}
 spec: {selector: {app: shop}, ports: [{name: http, port: 80, targetPort: 8080}]}
----
+";
+const PODS: &str = "
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: colours}
@@ -32,6 +33,7 @@ spec:
   - name: shop
     image: anything:1
     ports: [{containerPort: 8080}, {containerPort: 8053, protocol: UDP}]
+    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
     env:
     - {name: ME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
     - {name: ADDRESS, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
@@ -44,7 +46,11 @@ metadata: {name: on-the-host}
 spec:
   hostNetwork: true
   terminationGracePeriodSeconds: 1
-  containers: [{name: web, image: anything:1, ports: [{containerPort: 9090}]}]
+  containers:
+  - name: web
+    image: anything:1
+    ports: [{containerPort: 9090}]
+    readinessProbe: {tcpSocket: {port: 9090}, periodSeconds: 1}
 ";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,6 +61,8 @@ async fn pods_live_as_on_a_kubelet() -> Result<()> {
         .provider(Provider::None)
         .start()
         .await?;
+    lab.apply(SERVICE).await?;
+    lab.told_to_pods("my-shop").await?;
     lab.apply(PODS).await?;
     lab.kubectl("wait --for=condition=Ready pod/shop-0 pod/on-the-host --timeout=20s").await?;
     let pods: Api<Pod> = Api::default_namespaced(lab.control_plane.client.clone());
@@ -123,7 +131,7 @@ async fn the_end_leaves_time(lab: &Lab, pods: &Api<Pod>, shop: &Pod) -> Result<(
         Ok(())
     })
     .await?;
-    connected.alive().context("the other pod still serves")?;
+    let then = connected.alive().context("the other pod still serves")?;
     let leaving = pods.get("shop-0").await?;
     ensure!(leaving.metadata.deletion_timestamp.is_some(), "it is being deleted");
     wait::until("the other pod is gone too", Duration::from_secs(15), async || {
@@ -131,7 +139,7 @@ async fn the_end_leaves_time(lab: &Lab, pods: &Api<Pod>, shop: &Pod) -> Result<(
         Ok(())
     })
     .await?;
-    ensure!(connected.pulse().beats > 40, "{:?}", connected.pulse());
+    ensure!(connected.pulse().beats > then.beats, "{then:?}, then {:?}", connected.pulse());
     Ok(())
 }
 

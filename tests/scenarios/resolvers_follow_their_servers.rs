@@ -38,6 +38,11 @@ async fn server(client: &Dialogue, what: &str) -> Result<String> {
     Ok(pods.into_iter().collect())
 }
 
+/// The names of the servers, once there are so many, all ready.
+async fn servers(lab: &Lab, count: usize) -> Result<BTreeSet<String>> {
+    Ok(lab.pods_ready("app=dns", count).await?.iter().map(ResourceExt::name_any).collect())
+}
+
 async fn follow(name: &str, proxy: NodeProxy) -> Result<()> {
     let lab = Lab::builder(name).nodes(2).node_proxy(proxy).provider(Provider::None).start().await?;
     lab.apply(SERVERS).await?;
@@ -56,16 +61,21 @@ async fn follow(name: &str, proxy: NodeProxy) -> Result<()> {
         clients.push((client, target, dialogue));
     }
     for (others, target, client) in &clients {
-        // Of a server that has just gone, the proxy may not have heard yet.
-        let first =
-            wait::until("one server answers", LIMIT, async || server(client, "at first").await).await?;
-        let known: BTreeSet<String> =
-            lab.pods_ready("app=dns", 2).await?.iter().map(ResourceExt::name_any).collect();
+        let known = servers(&lab, 2).await?;
+        // Of a server that leaves, and answers until it is gone, the proxy may not have heard yet.
+        let first = wait::until("a server that stays answers", LIMIT, async || {
+            let first = server(client, "at first").await?;
+            ensure!(known.contains(&first), "{first} is not of {known:?}");
+            Ok(first)
+        })
+        .await?;
         node.proxy.signal_and_await_restart(Signal::SIGKILL).await?;
         lab.scale("dns", 3).await?;
+        let more = servers(&lab, 3).await?;
         wait::until("the new proxy leads others to one more server", LIMIT, async || {
             let answers = others.udp(*target, 30).await.complete()?;
-            ensure!(answers.by_pod().keys().any(|pod| !known.contains(*pod)), "{answers}");
+            let new = |pod: &str| more.contains(pod) && !known.contains(pod);
+            ensure!(answers.by_pod().keys().any(|pod| new(pod)), "{answers}");
             Ok(())
         })
         .await?;

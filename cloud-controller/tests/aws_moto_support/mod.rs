@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a part of a test binary")]
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -48,26 +47,29 @@ impl Moto {
              (or set FAIRLEAD_VENV to one with tests/moto/requirements.txt installed)",
             program.display()
         );
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
+        let log = tempfile::NamedTempFile::new().unwrap();
+        // Which port is free is only known to who listens there: moto chooses, and says what it chose.
         let server = Command::new(&program)
-            .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
+            .args(["-H", "127.0.0.1", "-p", "0"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log.reopen().unwrap())
             .spawn()
             .unwrap();
-        let mut moto = Self { server, url: format!("http://{address}") };
+        let mut moto = Self { server, url: String::new() };
         let begun = Instant::now();
-        while TcpStream::connect(address).is_err() {
-            if let Some(status) = moto.server.try_wait().unwrap() {
-                panic!("{} ended at once: {status}", program.display());
+        loop {
+            let said = std::fs::read_to_string(log.path()).unwrap();
+            if let Some(url) = url_in(&said) {
+                url.clone_into(&mut moto.url);
+                return moto;
             }
-            assert!(begun.elapsed() < START_WITHIN, "{} does not listen on {address}", program.display());
+            if let Some(status) = moto.server.try_wait().unwrap() {
+                panic!("{} ended at once: {status}\n{said}", program.display());
+            }
+            assert!(begun.elapsed() < START_WITHIN, "{} does not listen\n{said}", program.display());
             tokio::time::sleep(POLL).await;
         }
-        moto
     }
 
     async fn config(&self) -> aws_config::SdkConfig {
@@ -87,6 +89,12 @@ impl Drop for Moto {
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
+}
+
+/// Where moto listens, in a line that it has finished.
+fn url_in(said: &str) -> Option<&str> {
+    let (_, rest) = said.split_once(" * Running on ")?;
+    rest.split_once('\n').map(|(url, _)| url.trim_end())
 }
 
 impl MotoSite {

@@ -72,8 +72,11 @@ impl Lan {
 
 impl Host {
     fn new(namespace: String) -> Self {
-        sh(&format!("ip netns add {namespace}"));
-        Self { namespace }
+        let host = Self { namespace };
+        // A run that was killed left its own; the pid is ours now.
+        host.delete();
+        sh(&format!("ip netns add {}", host.namespace));
+        host
     }
 
     /// Runs in the namespace, on a thread of its own.
@@ -108,11 +111,15 @@ impl Host {
     fn sh(&self, command: &str) {
         self.run(|| sh(command));
     }
+
+    fn delete(&self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.namespace]).output();
+    }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.namespace]).status();
+        self.delete();
     }
 }
 
@@ -127,12 +134,18 @@ pub struct Pins(pub PathBuf);
 
 impl Pins {
     pub fn new(test: &str) -> Self {
-        Self(format!("/sys/fs/bpf/fl-{test}-{}", std::process::id()).into())
+        let pins = Self(format!("/sys/fs/bpf/fl-{test}-{}", std::process::id()).into());
+        pins.remove();
+        pins
+    }
+
+    fn remove(&self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        self.remove();
     }
 }

@@ -1,5 +1,6 @@
 //! Clients that keep asking from one port while the pods behind a Service come and go.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
@@ -16,11 +17,18 @@ use crate::worlds::Shop;
 
 /// Far more than it takes; a flow that is not ended is kept for ever by its packets.
 const DEADLINE: Duration = Duration::from_secs(15);
+/// Between two questions of who waits for another answer…
+const BRISK: Duration = Duration::from_millis(50);
+/// … and longer than any answer takes on this machine: none within it is one that was lost.
+const PATIENT: Duration = Duration::from_secs(5);
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// A client that asks from one port.
-struct Asker(UdpSocket);
+struct Asker {
+    socket: UdpSocket,
+    asked: Cell<u32>,
+}
 
 impl Asker {
     fn new(host: &Host, to: SocketAddr) -> Self {
@@ -28,18 +36,33 @@ impl Asker {
             if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = host.run(|| UdpSocket::bind((any, 0))).unwrap();
         socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        Self(socket)
+        Self { socket, asked: Cell::new(0) }
     }
 
-    /// The pod that answers, if one does.
-    fn ask(&self) -> Option<String> {
+    /// The pod that answers this question, if one does in time.
+    fn ask(&self, patience: Duration) -> Option<String> {
+        let (number, until) = (self.asked.get() + 1, Instant::now() + patience);
+        self.asked.set(number);
+        let question = number.to_string();
+        // The first may tell of an earlier datagram's ICMP error instead.
+        self.socket.send(question.as_bytes()).or_else(|_| self.socket.send(question.as_bytes())).ok()?;
         let mut answer = [0; 128];
-        // An ICMP error about an earlier datagram is no answer either.
-        self.0.send(b"who?").ok()?;
-        let length = self.0.recv(&mut answer).ok()?;
-        let text = String::from_utf8_lossy(&answer[..length]);
-        text.split_once(' ').map(|(pod, _)| pod.to_owned())
+        loop {
+            let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+            self.socket.set_read_timeout(Some(left)).unwrap();
+            // Neither is another ICMP error an answer, nor what comes late to an earlier question.
+            let Ok(length) = self.socket.recv(&mut answer) else { continue };
+            let text = String::from_utf8_lossy(&answer[..length]);
+            if let [pod, _, answered] = text.split(' ').collect::<Vec<_>>()[..]
+                && answered == question
+            {
+                return Some(pod.to_owned());
+            }
+        }
+    }
+
+    fn is_answered_by(&self, pod: &str) {
+        assert_eq!(self.ask(PATIENT).as_deref(), Some(pod), "{:?}", self.socket.peer_addr());
     }
 
     /// Asks on until that pod answers.
@@ -47,13 +70,13 @@ impl Asker {
         let deadline = Instant::now() + DEADLINE;
         let mut last = None;
         while last.as_deref() != Some(pod) {
-            assert!(Instant::now() < deadline, "{:?}: {last:?} instead of {pod}", self.0.peer_addr());
-            last = self.ask();
+            assert!(Instant::now() < deadline, "{:?}: {last:?} instead of {pod}", self.socket.peer_addr());
+            last = self.ask(BRISK);
         }
     }
 
     fn is_of(&self, flow: &Flow) -> bool {
-        self.0.local_addr().is_ok_and(|local| local.port() == flow.original.source.port())
+        self.socket.local_addr().is_ok_and(|local| local.port() == flow.original.source.port())
     }
 }
 
@@ -102,17 +125,18 @@ fn a_client_that_keeps_its_port_is_answered_by_another_pod_once_its_own_is_gone(
         let deadline = Instant::now() + DEADLINE;
         let at_b = loop {
             let asker = Asker::new(c, vip);
-            if asker.ask().as_deref() == Some(b.name) {
+            if asker.ask(BRISK).as_deref() == Some(b.name) {
                 break asker;
             }
             assert!(Instant::now() < deadline, "b is an endpoint by now");
         };
-        askers.iter().for_each(|asker| assert_eq!(asker.ask().as_deref(), Some(a.name), "its pod is there"));
+        // Their pod is there.
+        askers.iter().for_each(|asker| asker.is_answered_by(a.name));
         let before = flow_of(&ground, &at_b);
 
         apply(tx, &ground, &only_b);
         askers.iter().for_each(|asker| asker.until_answered_by(b.name));
-        assert_eq!(at_b.ask().as_deref(), Some(b.name));
+        at_b.is_answered_by(b.name);
         assert_eq!(flow_of(&ground, &at_b), before);
         let names = |flows: &BTreeSet<Flow>| flows.iter().map(|f| f.original).collect::<BTreeSet<_>>();
         assert!(names(&flows(&ground, TCP)).is_superset(&names(&of_tcp)), "TCP is left alone");
@@ -183,7 +207,7 @@ fn a_client_that_asked_before_there_was_a_service_is_answered_once_there_is() {
         let deadline = Instant::now() + DEADLINE;
         // Untranslated entries come into being as soon as the table tracks connections.
         while !askers.iter().all(|asker| flows(&ground, UDP).iter().any(|flow| asker.is_of(flow))) {
-            askers.iter().for_each(|asker| assert_eq!(asker.ask(), None));
+            askers.iter().for_each(|asker| assert_eq!(asker.ask(BRISK), None));
             assert!(Instant::now() < deadline, "the datagrams are tracked");
         }
         apply(tx, &ground, &shop);
@@ -215,10 +239,10 @@ fn a_long_flow_survives_a_restart_of_the_agent() {
         list(tx, &ground, &shop);
         let deadline = Instant::now() + DEADLINE;
         while flows(&ground, UDP).iter().any(|flow| flow.original == gone) {
-            askers.iter().for_each(|asker| assert_eq!(asker.ask().as_deref(), Some(a.name)));
+            askers.iter().for_each(|asker| asker.is_answered_by(a.name));
             assert!(Instant::now() < deadline, "the start looks through the table");
         }
     });
-    askers.iter().for_each(|asker| assert_eq!(asker.ask().as_deref(), Some(a.name)));
+    askers.iter().for_each(|asker| asker.is_answered_by(a.name));
     assert_eq!([flow_of(&ground, &askers[0]), flow_of(&ground, &askers[1])], before);
 }

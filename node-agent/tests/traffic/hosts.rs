@@ -83,6 +83,8 @@ impl Drop for Ground {
 impl Host {
     fn new(prefix: &str, name: &'static str, v4: Ipv4Addr, v6: Ipv6Addr) -> Self {
         let host = Self { namespace: format!("{prefix}-{name}"), name, v4, v6 };
+        // A run that was killed left its own; the pid is ours now.
+        let _ = Command::new("ip").args(["netns", "delete", &host.namespace]).output();
         ip(&format!("netns add {}", host.namespace));
         ip(&format!("-n {} link set lo up", host.namespace));
         host

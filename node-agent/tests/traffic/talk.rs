@@ -15,7 +15,8 @@ use crate::hosts::Host;
 const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(700);
 
-/// A pod's server on TCP and UDP port 8080, IPv4 and IPv6. Its answer: its name, the client it sees.
+/// A pod's server on TCP and UDP port 8080, IPv4 and IPv6. Its answer: its name, the client it sees,
+/// and on UDP the question: who asks again can tell a late answer.
 pub(crate) struct Server {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -93,8 +94,10 @@ fn serve_tcp(listener: &TcpListener, name: &str, stop: &AtomicBool) {
 }
 
 fn serve_udp(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
-    while let Some((_, client)) = next(stop, || socket.recv_from(&mut [0; 16])) {
-        let _ = socket.send_to(format!("{name} {}", client.ip()).as_bytes(), client);
+    let mut question = [0; 16];
+    while let Some((length, client)) = next(stop, || socket.recv_from(&mut question)) {
+        let question = String::from_utf8_lossy(&question[..length]);
+        let _ = socket.send_to(format!("{name} {} {question}", client.ip()).as_bytes(), client);
     }
 }
 
@@ -137,7 +140,8 @@ fn ask_patiently(host: &Host, protocol: Protocol, to: SocketAddr, patience: Dura
     });
     match answer {
         Ok(text) => {
-            let (pod, seen) = text.split_once(' ').unwrap();
+            let mut words = text.split(' ');
+            let (pod, seen) = (words.next().unwrap(), words.next().unwrap());
             Reply::From { pod: pod.to_owned(), seen: seen.parse().unwrap() }
         }
         // A datagram of this host that the output hook refuses does not even leave `send`.

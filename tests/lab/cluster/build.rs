@@ -123,7 +123,7 @@ impl Builder {
             }
         };
         let lab = Lab {
-            _kubelet: kubelet,
+            kubelet,
             controller,
             tier,
             aws,

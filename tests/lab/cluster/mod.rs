@@ -58,7 +58,7 @@ pub struct Node {
 /// The order of the fields is the order of the end: first what starts processes, last the ground.
 #[derive(Debug)]
 pub struct Lab {
-    _kubelet: Kubelet,
+    kubelet: Kubelet,
     /// Absent without a provider.
     pub controller: Option<Program>,
     /// The balancer hosts, with the metal provider.

@@ -91,6 +91,18 @@ impl Lab {
         .await
     }
 
+    /// Waits until a pod that starts finds the Service in its environment.
+    ///
+    /// # Errors
+    /// When the kubelet does not see it.
+    pub async fn told_to_pods(&self, service: &str) -> Result<()> {
+        wait::until(&format!("the kubelet tells pods of {service}"), PODS, async || {
+            ensure!(self.kubelet.tells_of(service), "it does not know it");
+            Ok(())
+        })
+        .await
+    }
+
     /// `kubectl scale deployment NAME --replicas N`.
     ///
     /// # Errors

@@ -62,6 +62,7 @@ pub struct Member {
 /// The kubelets of all nodes. Dropping it ends every pod at once.
 #[derive(Debug)]
 pub struct Kubelet {
+    services: Store<Service>,
     _tasks: JoinSet<()>,
 }
 
@@ -108,7 +109,12 @@ impl Kubelet {
             tasks.spawn(async move { node::beat(&machine).await });
         }
         tasks.spawn(run_pods(client, machines));
-        Ok(Self { _tasks: tasks })
+        Ok(Self { services, _tasks: tasks })
+    }
+
+    /// Whether the environment of a pod that starts now names the Service.
+    pub fn tells_of(&self, service: &str) -> bool {
+        self.services.state().iter().any(|known| known.name_any() == service)
     }
 }
 

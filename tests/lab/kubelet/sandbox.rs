@@ -27,7 +27,7 @@ impl Sandbox {
     /// A namespace of the pod's own. `uid` makes the name of the cable unique on the node.
     pub(super) fn create(machine: &Machine, pod: &str, uid: &str) -> Result<Self> {
         let lease = machine.addresses.lease()?;
-        let netns = Netns::create(&format!("fl-{}-{pod}", machine.lab_id))?;
+        let netns = Netns::create(&machine.lab_id, pod)?;
         let number = lease.number;
         let (v4, v6) = (machine.pods.v4(number), machine.pods.v6(number));
         let cable = format!("pod{}", uid.split('-').next().unwrap_or(uid));

@@ -18,8 +18,9 @@ use stage::Stage;
 /// What a pod has between its SIGTERM and its end, at the least.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A killed program is started a second later, and then has to find out what it missed.
-const GRACE_WITHOUT_AGENT: Duration = Duration::from_secs(5);
+/// A killed program is started a second later, and then has to find out what it missed; one that is killed too soon
+/// again and again learns nothing between.
+const GRACE_WITHOUT_AGENT: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_connection_is_lost_while_endpoints_are_rolled_and_the_agent_dies() -> Result<()> {

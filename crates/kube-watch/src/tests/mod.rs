@@ -306,7 +306,7 @@ async fn refusals_are_retried_for_ever_and_tell_the_receiver_nothing() {
 
 #[tokio::test]
 async fn a_silent_connection_is_given_up() {
-    let times = Times { silence: Duration::from_millis(50), ..TIMES };
+    let times = Times { silence: Duration::from_secs(1), ..TIMES };
     let script = vec![
         list(10, &[]),
         Lines(vec![bookmark(15)], Hold),
