@@ -8,9 +8,12 @@
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
-use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+mod figures;
 
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use figures::{millis, spread, timed};
 use nfnetlink::expr::{Dynset, DynsetOp};
 use nfnetlink::{
     Batch, Chain, ChainKind, Element, ElementData, Expr, Family, Field, Hook, MapData, Reg, Result, Rule,
@@ -184,21 +187,4 @@ fn keep(set: &str, number: Option<u32>, endpoint: u32) -> Vec<Expr> {
     exprs.extend([Expr::immediate(Reg::R1, target), Expr::immediate(Reg::R2, Value::new().port(8080))]);
     exprs.push(Expr::dnat(Family::Ip, Reg::R1, Some(Reg::R2)));
     exprs
-}
-
-fn timed(act: impl FnOnce() -> Result<()>) -> Result<Duration> {
-    let start = Instant::now();
-    act()?;
-    Ok(start.elapsed())
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-/// Smallest, median and largest.
-fn spread(mut times: Vec<Duration>) -> String {
-    times.sort_unstable();
-    let [first, middle, last] = [0, times.len() / 2, times.len() - 1].map(|at| millis(times[at]));
-    format!("{first:.2}/{middle:.2}/{last:.2} ms")
 }

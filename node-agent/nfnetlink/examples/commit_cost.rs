@@ -7,9 +7,12 @@
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
-use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+mod figures;
 
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use figures::spread;
 use nfnetlink::{
     Batch, Dumped, Element, Family, Field, Monitor, Result, Set, Socket, Table, TableRef, Value,
 };
@@ -118,12 +121,4 @@ fn push(batch: &mut Batch, numbers: std::ops::Range<u32>) {
         let element = Element::pair(key.bytes(), endpoint.bytes());
         elements.push(&if number % ENDPOINTS == 0 { element.comment(&comment) } else { element });
     }
-}
-
-/// Smallest, median and largest.
-fn spread(mut times: Vec<Duration>) -> String {
-    times.sort_unstable();
-    let millis = |time: Duration| time.as_secs_f64() * 1e3;
-    let (first, middle, last) = (times[0], times[times.len() / 2], times[times.len() - 1]);
-    format!("{:.3}/{:.3}/{:.3} ms", millis(first), millis(middle), millis(last))
 }

@@ -8,9 +8,12 @@
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
+mod figures;
+
 use std::net::{Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use figures::{millis, spread, timed};
 use nfnetlink::expr::Bitwise;
 use nfnetlink::{
     Batch, Chain, ChainKind, Element, Expr, Family, Field, Hook, Reg, Result, Rule, Set, Socket, Table,
@@ -162,23 +165,6 @@ fn packets() -> Vec<Duration> {
     let times = rounds.collect();
     drop(receiver);
     times
-}
-
-fn timed(act: impl FnOnce() -> Result<()>) -> Result<Duration> {
-    let start = Instant::now();
-    act()?;
-    Ok(start.elapsed())
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-/// Smallest, median and largest.
-fn spread(mut times: Vec<Duration>) -> String {
-    times.sort_unstable();
-    let [first, middle, last] = [0, times.len() / 2, times.len() - 1].map(|at| millis(times[at]));
-    format!("{first:.3}/{middle:.3}/{last:.3} ms")
 }
 
 fn nanoseconds(times: &[Duration]) -> String {
