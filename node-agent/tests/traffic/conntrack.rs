@@ -162,14 +162,14 @@ fn an_entry_that_a_packet_under_way_makes_after_the_look_is_ended_too() {
             let asker = loop {
                 assert!(Instant::now() < deadline, "a is an endpoint");
                 let asker = Asker::new(c, vip);
-                if asker.ask().as_deref() == Some(a.name) {
+                if asker.ask(BRISK).as_deref() == Some(a.name) {
                     break asker;
                 }
             };
             // There is one look a second: the next shall not have to wait.
             let rested = Instant::now() + 3 * GRACE;
             while Instant::now() < rested {
-                asker.ask();
+                asker.ask(BRISK);
             }
             let began = Instant::now();
             apply(tx, &ground, &only_b);
@@ -183,7 +183,7 @@ fn an_entry_that_a_packet_under_way_makes_after_the_look_is_ended_too() {
             if began.elapsed() < GRACE {
                 let deadline = Instant::now() + DEADLINE;
                 while flows(&ground, UDP).iter().any(|flow| flow.original == original) {
-                    asker.ask();
+                    asker.ask(BRISK);
                     assert!(Instant::now() < deadline, "nobody looked again");
                 }
                 return;
