@@ -216,7 +216,6 @@ impl Agent {
             let now = Instant::now();
             if self.engine.changed_by_others() {
                 tracing::warn!("somebody else changed our tables; putting them right");
-                self.metrics.changed_by_others();
             }
             if self.knows_enough(now) && self.not_before.is_none_or(|at| at <= now) {
                 self.sync(now);
@@ -246,6 +245,7 @@ impl Agent {
                 self.engine.doubt();
             }
         }
+        self.engine.repeat_notes();
         self.look_through = true;
     }
 
@@ -258,6 +258,7 @@ impl Agent {
             return;
         }
         let synced = self.engine.sync(&self.world, now);
+        self.metrics.changed_by_others(self.engine.take_changes_by_others());
         self.metrics.refused(self.engine.refused());
         let pause = match synced {
             Ok(_) => {
@@ -268,8 +269,8 @@ impl Agent {
                     self.metrics.programmed(family, since, done.wall);
                 }
                 self.health.updated(done);
+                let look = std::mem::take(&mut self.look_through) || reads;
                 if let Some(feed) = &mut self.conntrack {
-                    let look = std::mem::take(&mut self.look_through) || reads;
                     feed.committed(&self.world, self.engine.nodeport_addresses(), look);
                 }
                 // Who stands in for another proxy takes over after this: a kernel that refuses nearly everything

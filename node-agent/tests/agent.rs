@@ -427,6 +427,7 @@ fn who_asks_for_anothers_address_or_has_too_many_endpoints_is_told() {
         let (reason, uid, text) = next(&mut told).await;
         assert_eq!((reason.as_str(), uid.as_str()), ("TooManyEndpoints", "uid-8"));
         assert!(text.contains("has more than 8192 endpoints"), "{text}");
+        until("all are known", PATIENCE, || listed("10.245.81.91 . 8080")).await;
         assert!(told.try_recv().is_err(), "once");
     });
 }

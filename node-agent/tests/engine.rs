@@ -10,7 +10,10 @@ use node_agent::engine::Engine;
 use node_agent::nft::kernel::Kernel;
 use node_agent::nft::mirror::Mirror;
 use node_agent::nft::ruleset::Ruleset;
-use service_model::{Change, Object, ObjectName, Service, ServicePort};
+use service_model::{
+    Change, EndpointPort, EndpointSlice, IpFamily, Node, NodeAddress, NodeAddressKind, Object, ObjectName,
+    Protocol, Service, ServicePort,
+};
 use support::kernel::{in_namespace, nft};
 use support::*;
 
@@ -31,9 +34,19 @@ fn service(namespace: &str, name: &str, cluster_ip: u32) -> Service {
     let mut service = Service::new(ObjectName::new(namespace, name));
     service.cluster_ips = vec![Ipv4Addr::from(cluster_ip).into()];
     let name = "http".into();
-    service.ports =
-        vec![ServicePort { name, protocol: service_model::Protocol::Tcp, port: 80, node_port: None }];
+    service.ports = vec![ServicePort { name, protocol: Protocol::Tcp, port: 80, node_port: None }];
     service
+}
+
+fn slice(service: &str) -> EndpointSlice {
+    EndpointSlice {
+        name: ObjectName::new("ns", &format!("{service}-1")),
+        service: ObjectName::new("ns", service),
+        family: IpFamily::V4,
+        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: vec![endpoint(1, true), endpoint(2, false)],
+        triggered: None,
+    }
 }
 
 const FIRST: u32 = 0x0a60_0001;
@@ -54,11 +67,17 @@ fn an_address_that_two_want_has_its_owner_from_the_first_part_of_a_start_on() {
         let mut agent = Agent::new();
         many(&mut agent);
         let victim = Ipv4Addr::from(FIRST + MANY - 1);
+        let mut owner = service("ns", "svc-2499", FIRST + MANY - 1);
+        owner.session_affinity = Some(Duration::from_secs(60));
+        agent.world.apply(Change::Apply(Object::Service(owner)));
+        agent.world.apply(Change::Apply(Object::EndpointSlice(slice("svc-2499"))));
         let mut thief = service("aaa", "thief", FIRST + MANY);
         thief.external_ips = vec![victim.into()];
         agent.world.apply(Change::Apply(Object::Service(thief)));
-        let mut engine = Engine::new(config()).unwrap();
+        let (mut engine, before) = (Engine::new(config()).unwrap(), generation());
         assert!(sync(&mut engine, &mut agent, Instant::now()) > MANY as usize);
+        let parts = (MANY as usize + 1).div_ceil(250);
+        assert_eq!((generation() - before) as usize, parts, "none was refused");
         let owner = || {
             let programmed = programmed();
             let (_, state) = programmed
@@ -250,10 +269,9 @@ fn a_node_without_addresses_answers_node_ports_everywhere_until_it_has_some() {
         sync(&mut engine, &mut agent, Instant::now());
         assert!(dispatch().contains("fib daddr type local ip daddr != 127.0.0.0/8"), "{}", dispatch());
 
-        let mut node = service_model::Node::new("here".into());
+        let mut node = Node::new("here".into());
         let ip: IpAddr = [172, 30, 0, 11].into();
-        node.addresses =
-            vec![service_model::NodeAddress { kind: service_model::NodeAddressKind::Internal, ip }];
+        node.addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, ip }];
         agent.world.apply(Change::Apply(Object::Node(node)));
         engine.mark_node();
         sync(&mut engine, &mut agent, Instant::now());

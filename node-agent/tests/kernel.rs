@@ -353,7 +353,7 @@ fn a_start_with_many_services_is_made_in_parts_and_a_restart_writes_nothing() {
         }
         let generation = Kernel::open().unwrap().generation().unwrap();
         engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
-        assert_eq!(Kernel::open().unwrap().generation().unwrap() - generation, 3);
+        assert_eq!(Kernel::open().unwrap().generation().unwrap() - generation, 10);
         let programmed = Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap();
         assert_eq!(programmed.frontends.len(), 2500);
 

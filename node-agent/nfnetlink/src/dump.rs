@@ -210,6 +210,8 @@ impl Socket {
         let mut found = Vec::new();
         self.until_it_holds(scope, |socket, _| {
             found.clear();
+            // What a commit takes out goes a moment after its generation has come.
+            socket.settle()?;
             let visit = |message: &Message<'_>| found.extend(decode(message));
             socket.ask(what, operation, NLM_F_DUMP, family, &filter, visit)
         })?;

@@ -122,6 +122,11 @@ pub(super) fn retries(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Rejected(_) | Error::StaleGeneration))
 }
 
+/// Whether somebody else committed first.
+pub(super) fn is_overtaken(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::StaleGeneration))
+}
+
 /// Whether what was asked for cannot be done: by the kernel, or already on the way to it. A kernel that has no memory or
 /// grants no permission refuses no Service: then the sync has failed, and is tried again.
 pub(super) fn is_refusal(error: &anyhow::Error) -> bool {

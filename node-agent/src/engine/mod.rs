@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use anyhow::Context;
-use service_model::{IpFamily, Node, ServiceName, World};
+use service_model::{IpFamily, Node, Service, ServiceName, World};
 
 use crate::config::Config;
 use crate::host;
@@ -25,8 +25,9 @@ use crate::nft::step::Step;
 use crate::nft::stranded::Stranded;
 use crate::select::Place;
 
-/// Services that are planned at once when all are.
-const PART: usize = 1000;
+/// Services that are planned at once when all are. What a plan takes beside what stays is gone after it, but leaves gaps
+/// in the heap: with 1,000 it takes 2 MB more.
+const PART: usize = 250;
 /// Plans of more steps are logged by their size only.
 const LOGGED_STEPS: usize = 60;
 
@@ -59,6 +60,7 @@ pub struct Engine {
     refused: BTreeMap<ServiceName, Instant>,
     /// Those that were refused anew, and what the kernel said; until they are told.
     refusals: Vec<(ServiceName, String)>,
+    changes_by_others: usize,
     /// Until they are told.
     notes: Vec<(ServiceName, Note)>,
     stranded: Stranded,
@@ -95,6 +97,7 @@ impl Engine {
             later: BTreeMap::new(),
             refused: BTreeMap::new(),
             refusals: Vec::new(),
+            changes_by_others: 0,
             notes: Vec::new(),
             stranded: Stranded::default(),
             commits: Vec::new(),
@@ -156,9 +159,15 @@ impl Engine {
     pub fn changed_by_others(&mut self) -> bool {
         let changed = self.mirror.is_some() && self.kernel.changed_by_others();
         if changed {
+            self.changes_by_others += 1;
             self.doubt();
         }
         changed
+    }
+
+    /// How often that was so, or was found otherwise, since this was last asked.
+    pub fn take_changes_by_others(&mut self) -> usize {
+        std::mem::take(&mut self.changes_by_others)
     }
 
     /// Compares the kernel with what we think of it, in case a notification was missed; not if nobody has committed
@@ -175,6 +184,7 @@ impl Engine {
         let differs = self.kernel.observe(&self.rulesets)? != *mirror;
         self.compared_at = generation;
         if differs {
+            self.changes_by_others += 1;
             self.doubt();
         }
         Ok(differs)
@@ -198,6 +208,11 @@ impl Engine {
     /// What users should know, since this was last asked.
     pub fn take_notes(&mut self) -> Vec<(ServiceName, Note)> {
         std::mem::take(&mut self.notes)
+    }
+
+    /// What was told and is still so is told again: whoever should have learned of it may not have.
+    pub fn repeat_notes(&mut self) {
+        self.notes.extend(self.planner.notes().cloned());
     }
 
     /// The addresses of this host on which NodePorts answer.
@@ -231,6 +246,7 @@ impl Engine {
             }
             // What we know may be wrong, or one of the Services is: first the former.
             Err(error) if !fresh && apart::retries(&error) => {
+                self.changes_by_others += usize::from(apart::is_overtaken(&error));
                 tracing::warn!(error = format!("{error:#}"), "reading the kernel and planning anew");
                 self.doubt();
                 self.sync(world, now)
@@ -245,7 +261,9 @@ impl Engine {
                     "looking for the Service that the kernel refuses"
                 );
                 let steps = self.start_over(world).and_then(|()| self.commit_apart(world, now));
-                steps.map(|steps| Synced { steps }).inspect_err(|_| self.doubt())
+                let steps = steps.inspect_err(|_| self.doubt())?;
+                self.begun = true;
+                Ok(Synced { steps })
             }
         }
     }
@@ -287,7 +305,7 @@ impl Engine {
         if fresh {
             self.start_over(world)?;
         }
-        let due: BTreeSet<Holder> =
+        let mut due: BTreeSet<Holder> =
             self.later.iter().filter(|(_, at)| **at <= now).map(|(holder, _)| holder.clone()).collect();
         self.later.retain(|holder, _| !due.contains(holder));
         let mut changed = std::mem::take(&mut self.dirty);
@@ -303,6 +321,8 @@ impl Engine {
         while changed.len() > PART {
             let (part, rest) = split(changed);
             changed = rest;
+            // They have a second from now.
+            due.retain(|holder| holder.as_ref().is_none_or(|name| !part.contains(name)));
             let plan = self.plan(&part, world);
             self.put_off(plan.later, now);
             if apart {
@@ -358,6 +378,9 @@ impl Engine {
     /// Tells the planner who asks for what. Only after a reading: what they asked for before is forgotten, and found by the
     /// sweep.
     fn foresee(&mut self, services: &BTreeSet<ServiceName>, world: &World) {
+        if !world.services().any(may_contest) {
+            return;
+        }
         let families = self.config.families;
         for service in services.iter().filter_map(|name| world.service(name)) {
             let titles = titles_of(service).into_iter().filter(|(of, _)| families.contains(of.family()));
@@ -387,8 +410,10 @@ impl Engine {
         let node = &self.config.node_name;
         let place = Place { node, zone: world.node(node).and_then(Node::zone) };
         let families = self.config.families;
+        // One that is refused and not looked at now gets nothing that others give up.
+        let refused = |name: &ServiceName| self.refused.contains_key(name) && !services.contains(name);
         let desired = |name: &ServiceName| {
-            let service = world.service(name);
+            let service = world.service(name).filter(|_| !refused(name));
             service.map(|s| DesiredService::of(s, world, place).within(families)).unwrap_or_default()
         };
         let mut plan = self.planner.plan(services, desired, mirror);
@@ -438,6 +463,11 @@ fn log(steps: &[Step]) {
     for step in steps {
         tracing::info!("{step}");
     }
+}
+
+/// ClusterIPs and NodePorts are the API server's to give, each to one Service; other addresses are anybody's to name.
+fn may_contest(service: &Service) -> bool {
+    !service.external_ips.is_empty() || service.vip_mode_ips().next().is_some()
 }
 
 /// Whether what a table holds is filled in again only by the plans of all Services: it is never seen in between.

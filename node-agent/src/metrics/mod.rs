@@ -99,8 +99,8 @@ impl Metrics {
         self.theirs.programmed(family, at.duration_since(since).unwrap_or_default());
     }
 
-    pub fn changed_by_others(&self) {
-        self.changes_by_others.inc();
+    pub fn changed_by_others(&self, times: usize) {
+        self.changes_by_others.inc_by(times as u64);
     }
 
     pub fn refused(&self, services: usize) {

@@ -59,6 +59,18 @@ impl<R: Ord + Clone> Claims<R> {
         changed
     }
 
+    /// Claims more than it did, or with better titles.
+    pub fn foresee(&mut self, service: &ServiceName, resources: impl IntoIterator<Item = (R, Title)>) {
+        let mut all: BTreeSet<R> = self.of.remove(service).into_iter().flatten().collect();
+        for (resource, title) in resources {
+            self.claim(&resource, title, service);
+            all.insert(resource);
+        }
+        if !all.is_empty() {
+            self.of.insert(service.clone(), all.into_iter().collect());
+        }
+    }
+
     pub fn owner(&self, resource: &R) -> Option<&ServiceName> {
         self.by.get(resource).map(Claimants::owner)
     }

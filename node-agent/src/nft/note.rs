@@ -35,6 +35,20 @@ impl Notes {
         let before = self.told.insert(frontend, now.clone()).unwrap_or_default();
         now.into_iter().filter(|note| !before.contains(note)).collect()
     }
+
+    /// These are so too. Returns what was not before.
+    pub(super) fn add(
+        &mut self,
+        frontend: Frontend,
+        more: Vec<(ServiceName, Note)>,
+    ) -> Vec<(ServiceName, Note)> {
+        let told = self.told.entry(frontend).or_default();
+        more.into_iter().filter(|note| told.insert(note.clone())).collect()
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &(ServiceName, Note)> {
+        self.told.values().flatten()
+    }
 }
 
 impl fmt::Display for Note {

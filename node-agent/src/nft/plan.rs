@@ -68,10 +68,10 @@ impl Planner {
     }
 
     /// Which frontends a Service asks for, before it is planned: where many are planned in parts, who owns what must not
-    /// depend on the part.
+    /// depend on the part. What it gives up, its plan finds.
     pub fn foresee(&mut self, service: &ServiceName, titles: impl IntoIterator<Item = (Frontend, Title)>) {
         let resources = titles.into_iter().map(|(frontend, title)| (Resource::Frontend(frontend), title));
-        self.claims.replace(service, resources);
+        self.claims.foresee(service, resources);
     }
 
     /// The steps for some Services, in one commit. `desired_of` answers for any Service; others are
@@ -83,6 +83,7 @@ impl Planner {
         mirror: &Mirror,
     ) -> Plan {
         let mut wanted: BTreeMap<ServiceName, DesiredService> = BTreeMap::new();
+        let mut passed_on: BTreeSet<Resource> = BTreeSet::new();
         let held = self.released.iter().filter(|(_, by)| services.contains(*by));
         let mut touched: BTreeSet<(Resource, ServiceName)> =
             held.map(|(resource, by)| (resource.clone(), by.clone())).collect();
@@ -96,8 +97,9 @@ impl Planner {
             let others = hairpins.chain(cluster_ips).chain(affinities);
             let others = others.map(|resource| (resource, Title::Allocated));
             let changed = self.claims.replace(service, frontends.chain(others));
-            let all = changed.into_iter().chain(self.claims.of(service).iter().cloned());
+            let all = changed.iter().chain(self.claims.of(service)).cloned();
             touched.extend(all.map(|resource| (resource, service.clone())));
+            passed_on.extend(changed);
             wanted.insert(service.clone(), own);
         }
         let mut plan = Plan::default();
@@ -113,6 +115,14 @@ impl Planner {
                 self.released.insert(resource.clone(), toucher.clone());
             } else {
                 self.released.remove(&resource);
+            }
+            // It stays with whoever had it: these Services ask for it in vain.
+            let is_anothers = owner.as_ref().is_some_and(|owner| !services.contains(owner));
+            if is_anothers && !passed_on.contains(&resource) {
+                if let Resource::Frontend(frontend) = resource {
+                    plan.notes.extend(self.notes.add(frontend, taken(frontend, &self.claims)));
+                }
+                continue;
             }
             let holder = owner.clone().or(Some(toucher));
             match resource {
@@ -164,6 +174,14 @@ impl Planner {
     /// The kernel was read anew: what is left there unclaimed is found by [`Planner::leftovers`].
     pub fn forget_released(&mut self) {
         self.released.clear();
+    }
+
+    /// What was told and is still so.
+    pub fn notes(&self) -> impl Iterator<Item = &(ServiceName, Note)> {
+        self.notes.all().filter(|told| match told.1 {
+            Note::Taken { frontend, .. } => taken(frontend, &self.claims).contains(told),
+            Note::TooManyEndpoints { .. } => true,
+        })
     }
 
     /// Services that claimed something when they were last planned.
@@ -279,9 +297,9 @@ impl Plan {
                 have.pool(pool),
             ));
         }
+        surplus.extend(self.source_ranges(frontend, want.map(|w| &w.sources), mirror));
         self.put_off(holder, surplus);
         self.leads(frontend, want, mirror);
-        self.source_ranges(frontend, want.map(|w| &w.sources), mirror);
         let groups = want.map(|w| w.groups).unwrap_or_default();
         for group in have.groups.without(groups).iter() {
             self.now.push(Step::Delete(member(frontend, group, &have.label)));
@@ -296,13 +314,24 @@ impl Plan {
         }
     }
 
-    fn source_ranges(&mut self, frontend: Frontend, want: Option<&BTreeSet<SourceNetwork>>, mirror: &Mirror) {
+    /// Returns what must go later: whoever saw that there are ranges, before the commit, looks for them after it.
+    fn source_ranges(
+        &mut self,
+        frontend: Frontend,
+        want: Option<&BTreeSet<SourceNetwork>>,
+        mirror: &Mirror,
+    ) -> Vec<Step> {
         let nothing = BTreeSet::new();
         let (want, have) =
             (want.unwrap_or(&nothing), mirror.source_ranges.get(&frontend).unwrap_or(&nothing));
         let element = |network: &SourceNetwork| Element::SourceRange { frontend, network: *network };
-        self.now.extend(have.difference(want).map(|network| Step::Delete(element(network))));
         self.now.extend(want.difference(have).map(|network| Step::Add(element(network))));
+        let gone = have.difference(want).map(|network| Step::Delete(element(network)));
+        if want.is_empty() {
+            return gone.collect();
+        }
+        self.now.extend(gone);
+        Vec::new()
     }
 
     /// To the chains that keep clients.
@@ -376,12 +405,17 @@ fn notes(
     want: Option<&DesiredFrontend>,
     claims: &Claims<Resource>,
 ) -> BTreeSet<(ServiceName, Note)> {
-    let resource = Resource::Frontend(frontend);
-    let Some(owner) = claims.owner(&resource) else { return BTreeSet::new() };
-    let taken = |name: &ServiceName| (name.clone(), Note::Taken { frontend, by: owner.clone() });
     let too_many = want.is_some_and(|w| w.cluster.len().max(w.local.len()) > MAX_TARGETS);
-    let too_many = too_many.then(|| (owner.clone(), Note::TooManyEndpoints { frontend }));
-    claims.losers(&resource).map(taken).chain(too_many).collect()
+    let owner = claims.owner(&Resource::Frontend(frontend)).filter(|_| too_many);
+    let too_many = owner.map(|owner| (owner.clone(), Note::TooManyEndpoints { frontend }));
+    taken(frontend, claims).into_iter().chain(too_many).collect()
+}
+
+fn taken(frontend: Frontend, claims: &Claims<Resource>) -> Vec<(ServiceName, Note)> {
+    let resource = Resource::Frontend(frontend);
+    let Some(by) = claims.owner(&resource) else { return Vec::new() };
+    let note = |loser: &ServiceName| (loser.clone(), Note::Taken { frontend, by: by.clone() });
+    claims.losers(&resource).map(note).collect()
 }
 
 fn member(frontend: Frontend, group: Group, label: &str) -> Element {

@@ -122,7 +122,7 @@ pub enum Match {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     Goto(ChainName),
-    /// Nothing more is asked at this hook.
+    /// Nothing more is asked of this base chain.
     Accept,
     /// Ask for masquerading, and go on.
     Mark(MasqueradeMark),
