@@ -21,7 +21,7 @@ use crate::nft::step::{Element, Step};
 /// A kernel that cannot be read.
 #[expect(clippy::print_stdout, reason = "the answer of a command line verb")]
 pub fn print(args: &DumpArgs) -> anyhow::Result<()> {
-    let reading = Kernel::open().and_then(|mut kernel| Reading::of(&mut kernel));
+    let reading = Kernel::open_listening().and_then(|mut kernel| Reading::of(&mut kernel));
     let reading = reading.context("reading our tables needs CAP_NET_ADMIN")?;
     let dump = Dump::of(&reading.mirror, reading.oddities);
     match args.output {

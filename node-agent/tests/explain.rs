@@ -3,6 +3,10 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nfnetlink::{Batch, Family, Socket, Table, TableRef};
 use node_agent::explain::{Answer, Question, Verdict};
 use node_agent::host;
 use node_agent::nft::kernel::Kernel;
@@ -38,7 +42,7 @@ fn program() {
 }
 
 fn explain(source: &str, to: &str) -> Answer {
-    let mut kernel = Kernel::open().unwrap();
+    let mut kernel = Kernel::open_listening().unwrap();
     let mut reading = Reading::of(&mut kernel).unwrap();
     let question = Question { source: source.parse().unwrap(), to: to.parse().unwrap(), interface: None };
     let host = host::addresses().unwrap();
@@ -210,6 +214,35 @@ fn what_is_in_the_kernel_counts_and_not_what_should_be_there() {
         let answer = explain("203.0.113.5", "10.96.0.0:80");
         assert_eq!(answer.outcomes[0].verdict, Verdict::Untouched);
         assert!(answer.to_string().contains("there is no IPv4 table fairlead"), "{answer}");
+    });
+}
+
+/// A reading takes longer than there is between two of these commits.
+#[test]
+fn who_commits_to_other_tables_all_the_time_disturbs_no_answer() {
+    in_namespace(|| {
+        program();
+        let (mut socket, done) = (Socket::open().unwrap(), AtomicBool::new(false));
+        let before = socket.generation().unwrap().id;
+        let reading = std::thread::scope(|scope| {
+            let others = scope.spawn(|| {
+                let table = TableRef::new(Family::Ip, "another");
+                while !done.load(Ordering::Relaxed) {
+                    let mut batch = Batch::new();
+                    batch.add_table(&Table::new(table.family, table.name));
+                    batch.delete_table(table);
+                    socket.commit(&batch).unwrap();
+                    std::thread::park_timeout(Duration::from_millis(2));
+                }
+                socket.generation().unwrap().id
+            });
+            let reading = Reading::of(&mut Kernel::open_listening().unwrap()).unwrap();
+            done.store(true, Ordering::Relaxed);
+            assert!(others.join().unwrap() - before > 2, "they did commit");
+            reading
+        });
+        assert_eq!(reading.oddities, Vec::<String>::new());
+        assert!(!reading.mirror.frontends.is_empty());
     });
 }
 

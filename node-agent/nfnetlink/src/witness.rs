@@ -136,7 +136,10 @@ impl Socket {
 
     /// Returns when no batch that was under way is any more, and its announcements have come: the
     /// kernel works on one at a time, also on this one, which is empty and so changes nothing.
-    pub(crate) fn settle(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub fn settle(&mut self) -> Result<()> {
         self.sequence = self.sequence.wrapping_add(1) | FIRST_SEQUENCE;
         let mut batch = Writer::default();
         for kind in [NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END] {

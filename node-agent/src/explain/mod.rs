@@ -27,7 +27,7 @@ use crate::nft::reading::Reading;
 #[expect(clippy::print_stdout, reason = "the answer of a command line verb")]
 pub fn print(args: &ExplainArgs) -> anyhow::Result<()> {
     let question = Question { source: args.source, to: args.destination, interface: args.interface };
-    let mut kernel = Kernel::open().context("reading our tables needs CAP_NET_ADMIN")?;
+    let mut kernel = Kernel::open_listening().context("reading our tables needs CAP_NET_ADMIN")?;
     let mut reading = Reading::of(&mut kernel).context("reading our tables")?;
     let host = host::addresses().context("asking for this host's addresses")?;
     let packet = question.packet(&reading.mirror, &host)?;

@@ -96,8 +96,25 @@ impl Kernel {
     /// # Errors
     /// When the kernel does not answer.
     pub fn observe(&mut self, rulesets: &[Ruleset]) -> nfnetlink::Result<Mirror> {
+        self.begin_reading()?;
+        self.read(rulesets)
+    }
+
+    /// Whoever commits from here on counts for [`Kernel::changed_by_others`].
+    pub(super) fn begin_reading(&mut self) -> nfnetlink::Result<()> {
         let generation = self.generation()?;
         self.others.read_at(generation);
+        Ok(())
+    }
+
+    /// Whether nobody changed our tables since the reading began; `None` without listening.
+    pub(super) fn reading_holds(&mut self) -> nfnetlink::Result<Option<bool>> {
+        self.socket.settle()?;
+        Ok(self.monitor.is_some().then(|| !self.changed_by_others()))
+    }
+
+    /// A part of a reading that has begun.
+    pub(super) fn read(&mut self, rulesets: &[Ruleset]) -> nfnetlink::Result<Mirror> {
         let mut mirror = Mirror::default();
         for ruleset in rulesets {
             let structure = self.observe_structure(ruleset, &mut mirror)?;

@@ -12,7 +12,7 @@ use super::layout::{FAMILIES, Pool, Shape, TABLE};
 use super::mirror::Mirror;
 use super::ruleset::Ruleset;
 
-/// How often the reading begins anew because somebody committed meanwhile.
+/// How often the reading begins anew because somebody changed our tables meanwhile.
 const ATTEMPTS: usize = 8;
 
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Reads the kernel as of one generation, or says that it could not.
+    /// Reads the kernel as it was at one moment, or says that it could not.
     ///
     /// # Errors
     /// When the kernel does not answer.
@@ -35,9 +35,11 @@ impl Reading {
         let mut attempts = ATTEMPTS;
         loop {
             let before = kernel.generation()?;
+            kernel.begin_reading()?;
             let mut reading = Self::once(kernel)?;
             attempts -= 1;
-            if kernel.generation()? == before {
+            let holds = kernel.reading_holds()?;
+            if holds.unwrap_or(kernel.generation()? == before) {
                 return Ok(reading);
             }
             if attempts == 0 {
@@ -84,7 +86,7 @@ impl Reading {
             oddities.extend(read.oddities.into_iter().map(|oddity| format!("{family}: {oddity}")));
             *ruleset = read.ruleset;
         }
-        let mirror = kernel.observe(&rulesets)?;
+        let mirror = kernel.read(&rulesets)?;
         for family in FAMILIES {
             let structure = mirror.structure(family);
             if structure.unusable {
