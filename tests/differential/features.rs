@@ -84,7 +84,7 @@ const FEATURES: &[(&str, Feature)] = &[
 ///
 /// | variable | meaning | else |
 /// |---|---|---|
-/// | `FAIRLEAD_DIFFERENTIAL_CASES` | how many generated cases | 500 |
+/// | `FAIRLEAD_DIFFERENTIAL_CASES` | how many generated cases | 250 |
 /// | `FAIRLEAD_DIFFERENTIAL_SEED` | repeats a run | the time |
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -110,7 +110,7 @@ impl Settings {
 
     /// Every feature.
     pub(crate) fn seeded(seed: u64) -> Self {
-        Self { cases: 500, features: FEATURES.iter().map(|(_, feature)| *feature).collect(), seed }
+        Self { cases: 250, features: FEATURES.iter().map(|(_, feature)| *feature).collect(), seed }
     }
 
     #[must_use]
