@@ -26,7 +26,7 @@ use crate::nft::stranded::Stranded;
 use crate::select::Place;
 
 /// Services that are planned at once when all are. What a plan takes beside what stays is gone after it, but leaves gaps
-/// in the heap: with 1,000 it takes 2 MB more.
+/// in the heap that a larger part makes larger.
 const PART: usize = 250;
 /// Plans of more steps are logged by their size only.
 const LOGGED_STEPS: usize = 60;
