@@ -12,7 +12,7 @@ mod figures;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use figures::spread;
+use figures::{spread, timed};
 use nfnetlink::{
     Batch, Dumped, Element, Family, Field, Monitor, Result, Set, Socket, Table, TableRef, Value,
 };
@@ -45,17 +45,13 @@ fn load(elements: u32, monitor: Option<&Monitor>) -> Result<()> {
         encoding.push(start.elapsed());
         bytes = batch.bytes();
 
-        let start = Instant::now();
-        socket.commit(&batch)?;
-        committing.push(start.elapsed());
-
-        let start = Instant::now();
+        committing.push(timed(|| socket.commit(&batch))?);
         let mut found = 0;
-        socket.elements(TABLE, "eps", |dumped| match dumped {
+        let dump = |dumped: Dumped<'_>| match dumped {
             Dumped::Restart => (found, restarts) = (0, restarts + 1),
             Dumped::Element(_) | Dumped::Other => found += 1,
-        })?;
-        dumping.push(start.elapsed());
+        };
+        dumping.push(timed(|| socket.elements(TABLE, "eps", dump))?);
         assert_eq!(found, elements);
 
         let mut batch = Batch::new();

@@ -110,7 +110,8 @@ impl Engine {
 
     /// Commits the steps after those of the structure, which are done then.
     fn commit_with(&mut self, structure: &mut Vec<Step>, steps: Vec<Step>) -> anyhow::Result<usize> {
-        let all = [structure.clone(), steps].concat();
+        let mut all = structure.clone();
+        all.extend(steps);
         let done = self.commit(&all)?;
         structure.clear();
         Ok(done)

@@ -375,8 +375,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Tells the planner who asks for what. Only after a reading: what they asked for before is forgotten, and found by the
-    /// sweep.
+    /// Tells the planner who asks for what, where that can be contested.
     fn foresee(&mut self, services: &BTreeSet<ServiceName>, world: &World) {
         if !world.services().any(may_contest) {
             return;

@@ -107,10 +107,14 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether nobody changed our tables since the reading began; `None` without listening.
-    pub(super) fn reading_holds(&mut self) -> nfnetlink::Result<Option<bool>> {
+    /// Whether nobody changed our tables since the reading began; without listening, whether nobody
+    /// committed anything.
+    pub(super) fn reading_holds(&mut self) -> nfnetlink::Result<bool> {
         self.socket.settle()?;
-        Ok(self.monitor.is_some().then(|| !self.changed_by_others()))
+        match self.monitor {
+            Some(_) => Ok(!self.changed_by_others()),
+            None => Ok(self.generation()? == self.others.generation()),
+        }
     }
 
     /// A part of a reading that has begun.

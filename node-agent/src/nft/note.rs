@@ -1,4 +1,5 @@
-//! What a user should know of a Service and would not find out: told once, when it begins to be so.
+//! What a user should know of a Service and would not find out: told when it begins to be so, and again with each look at
+//! the whole kernel, as long as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -34,12 +34,10 @@ impl Reading {
     pub fn of(kernel: &mut Kernel) -> nfnetlink::Result<Self> {
         let mut attempts = ATTEMPTS;
         loop {
-            let before = kernel.generation()?;
             kernel.begin_reading()?;
             let mut reading = Self::once(kernel)?;
             attempts -= 1;
-            let holds = kernel.reading_holds()?;
-            if holds.unwrap_or(kernel.generation()? == before) {
+            if kernel.reading_holds()? {
                 return Ok(reading);
             }
             if attempts == 0 {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nfnetlink::Family;
 use nfnetlink::conntrack::{Conntrack, Flow};
+use node_agent::nft::plan::GRACE;
 use service_model::Change;
 
 use crate::agents::{KINDS, apply, list, with_agent};
@@ -142,9 +143,6 @@ fn a_client_that_keeps_its_port_is_answered_by_another_pod_once_its_own_is_gone(
         assert!(names(&flows(&ground, TCP)).is_superset(&names(&of_tcp)), "TCP is left alone");
     });
 }
-
-/// So long an endpoint that is gone can still be drawn by packets that are under way.
-const GRACE: Duration = Duration::from_secs(1);
 
 #[test]
 fn an_entry_that_a_packet_under_way_makes_after_the_look_is_ended_too() {

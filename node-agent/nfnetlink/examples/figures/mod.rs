@@ -1,5 +1,4 @@
 //! How the examples measure, and how they print it.
-#![allow(dead_code, reason = "shared by examples; each uses its own part")]
 
 use std::time::{Duration, Instant};
 
