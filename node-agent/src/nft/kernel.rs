@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::mem::discriminant;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -21,7 +22,7 @@ use super::step::{Element, Step};
 use super::{affinity_rules, compile};
 
 /// Commits of more changes are made without listening: notifications make them slower by half.
-const QUIET_BATCH: usize = 2000;
+const QUIET_BATCH: usize = 500;
 /// How often a commit is repeated because somebody else's came first.
 const ATTEMPTS: usize = 8;
 
@@ -142,9 +143,7 @@ impl Kernel {
             return Err(Error::StaleGeneration);
         }
         let mut batch = Batch::with_capacity(steps.len() * 128);
-        for step in steps {
-            write(step, &mut batch);
-        }
+        write_all(steps, &mut batch);
         if steps.iter().map(changes).sum::<usize>() <= QUIET_BATCH {
             return self.send(&mut batch, true);
         }
@@ -338,6 +337,45 @@ fn changes(step: &Step) -> usize {
     }
 }
 
+fn write_all(steps: &[Step], batch: &mut Batch) {
+    let element = |step: &Step| matches!(step, Step::Add(_) | Step::Delete(_));
+    for run in steps.chunk_by(|a, b| element(a) && discriminant(a) == discriminant(b)) {
+        match run {
+            [Step::Add(_) | Step::Delete(_), ..] => write_elements(run, batch),
+            _ => run.iter().for_each(|step| write(step, batch)),
+        }
+    }
+}
+
+/// Elements that all come, or all go: a list a set. The kernel looks a set up once a list, and keeps less of it until
+/// the commit.
+fn write_elements(steps: &[Step], batch: &mut Batch) {
+    let elements = steps.iter().filter_map(|step| match step {
+        Step::Add(element) => Some((element.set(), true, element)),
+        Step::Delete(element) => Some((element.set(), false, element)),
+        _ => None,
+    });
+    let mut elements: Vec<(SetName, bool, &Element)> = elements.collect();
+    elements.sort_by_key(|(set, _, element)| (element.family(), *set));
+    for list in elements.chunk_by(|a, b| (a.2.family(), a.0) == (b.2.family(), b.0)) {
+        let (set, comes, first) = list[0];
+        let (table, set) = (compile::table(first.family()), set.to_string());
+        if comes {
+            let mut created = batch.create_elements(table, &set);
+            for (_, _, element) in list {
+                with_kernel_element(element, |kernel| {
+                    created.push(&kernel);
+                });
+            }
+        } else {
+            let mut deleted = batch.delete_elements(table, &set);
+            for (_, _, element) in list {
+                deleted.push(&KernelElement::key(key_of(element).bytes()));
+            }
+        }
+    }
+}
+
 fn write(step: &Step, batch: &mut Batch) {
     let table = compile::table(step.family());
     match step {
@@ -371,16 +409,7 @@ fn write(step: &Step, batch: &mut Batch) {
             }
         }
         Step::DeleteAffinity(key) => drop(batch.delete_chain(table, &key.to_string())),
-        Step::Add(element) => {
-            let set = element.set().to_string();
-            with_kernel_element(element, |kernel| {
-                batch.create_elements(table, &set).push(&kernel);
-            });
-        }
-        Step::Delete(element) => {
-            let set = element.set().to_string();
-            batch.delete_elements(table, &set).push(&KernelElement::key(key_of(element).bytes()));
-        }
+        Step::Add(_) | Step::Delete(_) => write_elements(std::slice::from_ref(step), batch),
     }
 }
 
