@@ -58,6 +58,16 @@ async fn so_they_do_where_kube_proxy_writes_iptables() -> Result<()> {
     compare(setups::iptables()).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn so_they_do_where_one_interface_is_the_pods_and_all_are_masqueraded() -> Result<()> {
+    compare(setups::one_interface_and_all_masqueraded()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_they_do_where_nobody_is_known_as_a_pod() -> Result<()> {
+    compare(setups::nobody_is_local()).await
+}
+
 /// Whoever answers or asks in a lab of two does so in this process, on more sockets than it may have at first.
 fn raise_descriptor_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;

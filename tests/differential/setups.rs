@@ -62,12 +62,45 @@ pub(crate) fn interfaces_and_loopback() -> Setup {
     }
 }
 
-/// kube-proxy in iptables mode. NodePorts answer where they do in the other modes: its own default is all
+/// Pods are known by the one interface that they come in by, here that of the first alone; whoever comes to a ClusterIP
+/// is masqueraded.
+pub(crate) fn one_interface_and_all_masqueraded() -> Setup {
+    let fields = json!({
+        "detectLocalMode": "BridgeInterface",
+        "detectLocal": {"bridgeInterface": "pod-1"},
+        "nftables": {"minSyncPeriod": "10ms", "syncPeriod": "30s", "masqueradeAll": true},
+    });
+    Setup {
+        name: "differential-4",
+        fields,
+        loopback: false,
+        without: &[],
+        asks: everything,
+        one_in: 8,
+        floors: ALL_FATES,
+    }
+}
+
+/// Nobody is known as a pod: there is no network of pods to know them by.
+pub(crate) fn nobody_is_local() -> Setup {
+    let fields = json!({"detectLocalMode": "ClusterCIDR", "clusterCIDR": ""});
+    Setup {
+        name: "differential-5",
+        fields,
+        loopback: false,
+        without: &[],
+        asks: everything,
+        one_in: 8,
+        floors: ALL_FATES,
+    }
+}
+
+/// kube-proxy in iptables mode, and the node's own pods by the Node's podCIDRs. NodePorts answer where they do in the other modes: its own default is all
 /// addresses.
 pub(crate) fn iptables() -> Setup {
     let fields = json!({
         "mode": "iptables",
-        "detectLocalMode": "ClusterCIDR",
+        "detectLocalMode": "NodeCIDR",
         "nodePortAddresses": ["172.30.0.0/24", "fd00:172:30::/64"],
         "iptables": {"minSyncPeriod": "10ms", "syncPeriod": "30s", "localhostNodePorts": false},
     });
