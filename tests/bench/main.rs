@@ -33,19 +33,22 @@ struct Plan {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "10x2:5,1000x2:5,10000x2:5,30000x2:5/2,10000x10:5/2,5000x50:5/2,10000x2+exposed:5/2",
+        default_value = "10x2:5,1000x2:5,10000x2:5,30000x2:5,10000x10:5,5000x50:5,10000x2+exposed:5",
         default_value_if("quick", "true", "1000x2:3")
     )]
     sizes: Vec<Size>,
     /// Lone changes of endpoints in each round of each program.
     #[arg(long, default_value = "40", default_value_if("quick", "true", "10"))]
     changes: usize,
+    /// Seconds for which nothing changes, in each round with changes.
+    #[arg(long, default_value = "20", default_value_if("quick", "true", "10"))]
+    idle: u64,
     /// Services that are applied and reached, one after the other; 0 for none.
     #[arg(long, default_value = "15", default_value_if("quick", "true", "5"))]
     reach_rounds: usize,
     /// ROUNDS[/PEER_ROUNDS]: starts of each program to which a recorded watch is replayed, with 1,000 and
     /// with 10,000 Services of 2 endpoints where they are among the sizes; 0 for none.
-    #[arg(long, default_value = "5/3", default_value_if("quick", "true", "1"))]
+    #[arg(long, default_value = "5", default_value_if("quick", "true", "1"))]
     replay_rounds: Rounds,
     /// Changes a second that are replayed, one rate after the other.
     #[arg(
@@ -103,7 +106,7 @@ mod tests {
             let starts: usize = plan.sizes.iter().map(|size| size.rounds.turns().count()).sum();
             (starts, plan.changes, plan.reach_rounds)
         };
-        assert_eq!(rounds(&[]), (58, 40, 15));
+        assert_eq!(rounds(&[]), (70, 40, 15));
         assert_eq!(rounds(&["--quick"]), (6, 10, 5));
         assert_eq!(rounds(&["--quick", "--sizes=10x2:1,20x2:2/1", "--changes=3"]), (5, 3, 5));
     }

@@ -25,8 +25,6 @@ const SAMPLE: usize = 48;
 /// Memory and processor time are looked at so long after everything is programmed: the `nft` that
 /// kube-proxy runs has ended by then, and counts.
 const REST: Duration = Duration::from_secs(10);
-/// So long nothing happens, to see what that costs.
-const IDLE: Duration = Duration::from_secs(20);
 /// To each VIP of the sample.
 const CONNECTIONS_TO_EACH: usize = 10;
 
@@ -80,7 +78,7 @@ async fn compare(plan: &Plan, cluster: &Cluster, size: &Size, run: &mut usize) -
         cold_start(cluster, contender, &running, round, costs).await?;
         connect(cluster, &running, round, &mut costs.connect).await?;
         if size.is_changed() && plan.changes > 0 {
-            idle(&running, &mut costs.idle).await?;
+            idle(&running, Duration::from_secs(plan.idle), &mut costs.idle).await?;
             costs.changes.measure(cluster, &running, plan.changes).await?;
             restart(cluster, contender, &running, round, costs).await?;
         }
@@ -100,12 +98,14 @@ async fn connect(cluster: &Cluster, running: &Running, round: usize, samples: &m
     Ok(())
 }
 
-/// Nothing changes.
-async fn idle(running: &Running, samples: &mut Samples) -> Result<()> {
+/// Nothing of theirs changes; but another table comes, so that whoever compares the kernel with what he thinks of it from
+/// time to time has a reason to.
+async fn idle(running: &Running, time: Duration, samples: &mut Samples) -> Result<()> {
     let family = running.family()?;
     let before = family.processor_seconds()?;
-    sleep(IDLE).await;
-    samples.add((family.processor_seconds()? - before) / IDLE.as_secs_f64());
+    running.host.netns.tool("nft", &["add", "table", "inet", "beside"])?;
+    sleep(time).await;
+    samples.add((family.processor_seconds()? - before) / time.as_secs_f64());
     Ok(())
 }
 
