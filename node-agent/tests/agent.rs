@@ -11,6 +11,7 @@ use nfnetlink::{Batch, Element, Event, Family, Field, Generation, Monitor, Set, 
 use node_agent::agent::Agent;
 use node_agent::config::Config;
 use node_agent::events::{self, Events};
+use node_agent::external_ips::ExternalIps;
 use node_agent::health::{Health, Moment};
 use node_agent::local::DetectLocal;
 use node_agent::metrics::Metrics;
@@ -369,15 +370,21 @@ fn a_health_check_port_that_is_taken_is_told_of_and_bound_once_it_is_free() {
 
 #[test]
 fn external_ips_that_are_not_allowed_are_not_served() {
-    for no_external_ips in [true, false] {
-        let overrides = Overrides { no_external_ips, ..Overrides::default() };
+    let others = ["edge".into()].into();
+    for (external_ips, served) in [
+        (ExternalIps::All, true),
+        (ExternalIps::In(["ns".into()].into()), true),
+        (ExternalIps::In(others), false),
+        (ExternalIps::None, false),
+    ] {
+        let overrides = Overrides { external_ips, ..Overrides::default() };
         with_agent_that_tells(overrides, async |tx, _| {
             list(tx, &spec(&[1])).await;
             let mut service = plain(9, "");
             service.external_ips = vec![[192, 0, 2, 9].into()];
             send(tx, [Change::Apply(Object::Service(service))]).await;
             until("the Service is served", PATIENCE, || listed("10.96.0.9 . tcp . 80")).await;
-            assert_eq!(listed("192.0.2.9 . tcp . 80"), !no_external_ips);
+            assert_eq!(listed("192.0.2.9 . tcp . 80"), served);
         });
     }
 }
