@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::conntrack::Feed;
 use crate::engine::Engine;
 use crate::events::{self, Events};
+use crate::external_ips::LeftOut;
 use crate::health::{Health, Moment};
 use crate::health_checks::HealthChecks;
 use crate::host::AddressChanges;
@@ -30,7 +31,7 @@ use crate::select::Place;
 const RECHECK: Duration = Duration::from_secs(300);
 /// How long connections over loopback have to end by themselves when the program stops.
 const DRAIN: Duration = Duration::from_secs(1);
-/// After a failed sync, and for a port that is taken.
+/// After a failed sync, for a port that is taken, and for Events that found no room.
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two readings of the kernel, however often others change our tables.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -54,6 +55,7 @@ pub struct Agent {
     metrics: Metrics,
     events: Events,
     overrides: Overrides,
+    left_out: LeftOut,
     min_sync_period: Duration,
     first_sync: Option<ReadyToken>,
     pod_cidrs: PodCidrWait,
@@ -92,6 +94,7 @@ impl Agent {
             checks: HealthChecks::new(health.clone(), &config.node_name),
             events: Events::channel().0,
             overrides: Overrides::default(),
+            left_out: LeftOut::default(),
             localhost: LocalhostNodePorts::new(&config, metrics.clone()),
             health,
             metrics,
@@ -160,6 +163,15 @@ impl Agent {
                 self.events.of_service(service, events::NO_HEALTH_CHECK, message);
             }
         }
+        // There may be one for each Service of the cluster.
+        while self.events.has_room()
+            && let Some((name, ips)) = self.left_out.pop()
+        {
+            if let Some(service) = self.world.service(&name) {
+                let message = self.overrides.external_ips.told(node, &name, ips);
+                self.events.of_service(service, events::EXTERNAL_IPS_NOT_ALLOWED, message);
+            }
+        }
     }
 
     /// Works until cancelled, or until no more changes can come. The rules stay.
@@ -188,7 +200,8 @@ impl Agent {
         let mut recheck = tokio::time::interval(RECHECK);
         recheck.tick().await;
         loop {
-            let next_due = [self.engine.next_due(), self.next_check, self.addresses.next_due()];
+            let to_tell = self.left_out.has_more().then(|| Instant::now() + RETRY);
+            let next_due = [self.engine.next_due(), self.next_check, self.addresses.next_due(), to_tell];
             let next_due = next_due.into_iter().flatten().min();
             // What is due earlier than a sync is allowed waits for it too.
             let due = self.pod_cidrs.next_due().or(self.not_before).or(next_due);
@@ -246,6 +259,7 @@ impl Agent {
             }
         }
         self.engine.repeat_notes();
+        self.left_out.repeat();
         self.look_through = true;
     }
 
@@ -255,6 +269,8 @@ impl Agent {
         if !reads && !self.engine.has_work(now) && !checks && !self.look_through {
             self.not_before = None;
             self.health.updated(Moment::now());
+            // A change of what is left out changes nothing that is served.
+            self.tell();
             return;
         }
         let synced = self.engine.sync(&self.world, now);
@@ -306,7 +322,10 @@ impl Agent {
     fn apply(&mut self, mut change: Change) {
         let now = Moment::now();
         self.health.queued(now);
-        self.overrides.apply(&mut change);
+        let left_out = self.overrides.apply(&mut change);
+        if let Change::Apply(Object::Service(service)) = &change {
+            self.left_out.update(service, left_out);
+        }
         let (kind, trigger) = (kind_of(&change), take_trigger(&mut change));
         self.world.apply(change);
         let mut dirty = self.world.take_dirty();
@@ -337,6 +356,8 @@ impl Agent {
         if dirty.service_networks {
             self.engine.mark_node();
         }
+        let gone = |name: &&ServiceName| self.world.service(name).is_none();
+        dirty.services.iter().filter(gone).for_each(|name| self.left_out.forget(name));
         self.changed.extend(dirty.services.iter().cloned());
         if let Some(feed) = &mut self.conntrack {
             feed.mark(dirty.services.iter().cloned());

@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kube_watch::Source;
 
 use crate::explain::{Destination, Place};
+use crate::external_ips::namespace;
 use crate::kube_proxy::flags::GivenFlags;
 use crate::local::InterfaceName;
 
@@ -54,9 +55,13 @@ pub struct RunArgs {
 /// What [`crate::settings::Settings`] are made from.
 #[derive(Debug, Clone, Args)]
 pub struct Configured {
-    /// A KubeProxyConfiguration. Beside it only --hostname-override and the flags for logs count.
+    /// A KubeProxyConfiguration. Beside it only --hostname-override, --external-ips-namespaces and the flags for logs count.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Only Services of these namespaces have external IPs; all unless given. kube-proxy's file has no field for it: counts
+    /// beside --config too.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = namespace)]
+    pub external_ips_namespaces: Vec<Box<str>>,
     #[command(flatten)]
     pub flags: GivenFlags,
 }

@@ -29,6 +29,8 @@ pub const FAMILY_NOT_SERVED: Reason = Reason { name: "AddressFamilyNotServed", s
 pub const REFUSED: Reason = Reason { name: "ServiceRefusedByKernel", severity: Severity::Warning };
 pub const ADDRESS_TAKEN: Reason = Reason { name: "AddressTaken", severity: Severity::Warning };
 pub const TOO_MANY_ENDPOINTS: Reason = Reason { name: "TooManyEndpoints", severity: Severity::Warning };
+pub const EXTERNAL_IPS_NOT_ALLOWED: Reason =
+    Reason { name: "ExternalIPsNotAllowed", severity: Severity::Warning };
 /// kube-proxy's (`pkg/proxy/healthcheck/service_health.go`).
 pub const NO_HEALTH_CHECK: Reason =
     Reason { name: "FailedToStartServiceHealthcheck", severity: Severity::Warning };
@@ -38,6 +40,11 @@ impl Events {
     pub fn channel() -> (Self, mpsc::Receiver<Event>) {
         let (queue, told) = mpsc::channel(QUEUE);
         (Self { queue }, told)
+    }
+
+    /// Whether what can wait may be told: the last places are for what cannot.
+    pub fn has_room(&self) -> bool {
+        self.queue.capacity() > QUEUE / 2
     }
 
     pub fn of_node(&self, node: &str, reason: Reason, message: String) {
@@ -80,5 +87,16 @@ mod tests {
         let first = told.try_recv().unwrap();
         assert_eq!((first.reason.as_str(), first.message.as_str()), ("Starting", "0"));
         assert_eq!(told.len(), QUEUE - 1, "the rest was left out");
+    }
+
+    #[test]
+    fn what_can_wait_leaves_room_for_what_cannot() {
+        let (events, mut told) = Events::channel();
+        while events.has_room() {
+            events.of_node("node-1", STARTING, String::new());
+        }
+        assert_eq!(told.len(), QUEUE / 2);
+        told.try_recv().unwrap();
+        assert!(events.has_room());
     }
 }

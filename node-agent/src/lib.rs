@@ -10,6 +10,7 @@ pub mod dump;
 pub mod engine;
 pub mod events;
 pub mod explain;
+pub mod external_ips;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod health;

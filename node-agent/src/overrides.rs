@@ -5,28 +5,28 @@ use std::net::IpAddr;
 
 use service_model::{Change, IpFamily, NodeAddress, NodeAddressKind, NodeName, Object};
 
+use crate::external_ips::ExternalIps;
+
 /// Nothing, by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// No Service has external IPs: whoever may write Services could take any address by naming it
-    /// there (CVE-2020-8554; kube-proxy's gate `AllowServiceExternalIPs`).
-    pub no_external_ips: bool,
+    pub external_ips: ExternalIps,
     /// The Node's primary address in its family (kube-proxy's `bindAddress`).
     pub node_address: Option<(NodeName, IpAddr)>,
 }
 
 impl Overrides {
-    pub fn apply(&self, change: &mut Change) {
+    /// Returns the external IPs that a Service names and does not have.
+    pub fn apply(&self, change: &mut Change) -> Vec<IpAddr> {
         match (change, &self.node_address) {
-            (Change::Apply(Object::Service(service)), _) if self.no_external_ips => {
-                service.external_ips = Vec::new();
-            }
+            (Change::Apply(Object::Service(service)), _) => return self.external_ips.restrict(service),
             (Change::Apply(Object::Node(node)), Some((name, ip))) if node.name == *name => {
                 node.addresses.retain(|address| IpFamily::of(address.ip) != IpFamily::of(*ip));
                 node.addresses.push(NodeAddress { kind: NodeAddressKind::Internal, ip: *ip });
             }
             _ => {}
         }
+        Vec::new()
     }
 }
 
@@ -54,10 +54,11 @@ mod tests {
         service.external_ips = vec![ip("192.0.2.1")];
         let usual = overridden(&Overrides::default(), Object::Service(service.clone()));
         assert_eq!(usual, Object::Service(service.clone()));
-        let none = Overrides { no_external_ips: true, ..Overrides::default() };
-        let without = overridden(&none, Object::Service(service.clone()));
+        let none = Overrides { external_ips: ExternalIps::None, ..Overrides::default() };
+        let mut change = Change::Apply(Object::Service(service.clone()));
+        assert_eq!(none.apply(&mut change), service.external_ips);
         service.external_ips.clear();
-        assert_eq!(without, Object::Service(service));
+        assert_eq!(change, Change::Apply(Object::Service(service)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use kube_watch::parse_ip;
 
 use crate::args::Configured;
 use crate::config::{ClusterCidrs, Config, Families, Listen, NodeFacts};
+use crate::external_ips::ExternalIps;
 use crate::kube_proxy::configuration::MASQUERADE_BIT;
 use crate::kube_proxy::unheeded::unheeded;
 use crate::kube_proxy::{KubeProxyConfiguration, file};
@@ -67,7 +68,24 @@ impl Settings {
     pub fn new(args: &Configured) -> anyhow::Result<Self> {
         let (source, mut warnings) = combine(args)?;
         warnings.extend(unheeded(&source));
-        Self::of(source, warnings)
+        let mut settings = Self::of(source, warnings)?;
+        settings.restrict_external_ips(&args.external_ips_namespaces);
+        Ok(settings)
+    }
+
+    /// Nothing is asked for by an empty list.
+    fn restrict_external_ips(&mut self, namespaces: &[Box<str>]) {
+        if namespaces.is_empty() {
+            return;
+        }
+        match &mut self.overrides.external_ips {
+            ExternalIps::None => self.warnings.push(
+                "the feature gate AllowServiceExternalIPs is off, so no Service has external IPs: \
+                 --external-ips-namespaces does not count"
+                    .to_owned(),
+            ),
+            heeded => *heeded = ExternalIps::In(namespaces.iter().cloned().collect()),
+        }
     }
 
     pub(crate) fn of(mut source: KubeProxyConfiguration, warnings: Vec<String>) -> anyhow::Result<Self> {
@@ -101,7 +119,10 @@ impl Settings {
             node: NodeFacts { primary_ips: bind_address.into_iter().collect(), ..NodeFacts::default() },
         };
         let overrides = Overrides {
-            no_external_ips: source.feature_gates.get("AllowServiceExternalIPs") == Some(&false),
+            external_ips: match source.feature_gates.get("AllowServiceExternalIPs") {
+                Some(false) => ExternalIps::None,
+                _ => ExternalIps::All,
+            },
             node_address: bind_address.map(|ip| (config.node_name.clone(), ip)),
         };
         let kubeconfig = &source.client_connection.kubeconfig;
@@ -321,13 +342,54 @@ mod tests {
             ("featureGates: {AllowServiceExternalIPs: true}", Overrides::default()),
             (
                 "featureGates: {AllowServiceExternalIPs: false}",
-                Overrides { no_external_ips: true, ..Overrides::default() },
+                Overrides { external_ips: ExternalIps::None, ..Overrides::default() },
             ),
         ] {
             assert_eq!(overrides(file).unwrap(), expected, "{file}");
         }
         let error = overrides("bindAddress: eth0").unwrap_err().to_string();
         assert!(error.contains("bindAddress is \"eth0\""), "{error}");
+    }
+
+    #[test]
+    fn namespaces_with_external_ips_count_beside_a_file_too_and_the_gate_is_the_stronger() {
+        let only = |names: &[&str]| ExternalIps::In(names.iter().map(|name| (*name).into()).collect());
+        let heeded = |settings: Settings| settings.overrides.external_ips;
+        for (flags, expected) in [
+            (&[][..], ExternalIps::All),
+            (&["--external-ips-namespaces=edge"], only(&["edge"])),
+            (&["--external-ips-namespaces", "shop,edge", "--v=4"], only(&["edge", "shop"])),
+            (&["--external-ips-namespaces=shop", "--external-ips-namespaces=edge"], only(&["edge", "shop"])),
+        ] {
+            assert_eq!(heeded(settings(flags).unwrap()), expected, "{flags:?}");
+            let beside_file = with_file("mode: nftables", flags).unwrap();
+            assert_eq!(beside_file.warnings, Vec::<String>::new(), "{flags:?}");
+            assert_eq!(heeded(beside_file), expected, "{flags:?} beside a file");
+        }
+        let gate_off = "mode: nftables\nfeatureGates: {AllowServiceExternalIPs: false}";
+        let both = with_file(gate_off, &["--external-ips-namespaces=edge"]).unwrap();
+        let flags = ["--feature-gates=AllowServiceExternalIPs=false", "--external-ips-namespaces=edge"];
+        for settings in [both, settings(&flags).unwrap()] {
+            assert!(
+                settings.warnings.iter().any(|w| w.contains("--external-ips-namespaces does not count")),
+                "{:?}",
+                settings.warnings
+            );
+            assert_eq!(heeded(settings), ExternalIps::None);
+        }
+    }
+
+    #[test]
+    fn a_list_of_namespaces_that_says_nothing_sensible_is_refused_with_what_to_do() {
+        for (list, says) in [
+            ("", "leave the flag out for all namespaces"),
+            ("edge,", "leave the flag out for all namespaces"),
+            ("edge, shop", "nothing but ',' between two names"),
+            ("Edge", "lower-case letters"),
+        ] {
+            let error = settings(&[&format!("--external-ips-namespaces={list}")]).unwrap_err().to_string();
+            assert!(error.contains("--external-ips-namespaces") && error.contains(says), "{list:?}: {error}");
+        }
     }
 
     #[test]

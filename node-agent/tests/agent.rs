@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
@@ -11,13 +12,14 @@ use nfnetlink::{Batch, Element, Event, Family, Field, Generation, Monitor, Set, 
 use node_agent::agent::Agent;
 use node_agent::config::Config;
 use node_agent::events::{self, Events};
+use node_agent::external_ips::ExternalIps;
 use node_agent::health::{Health, Moment};
 use node_agent::local::DetectLocal;
 use node_agent::metrics::Metrics;
 use node_agent::overrides::Overrides;
 use prometheus_client::registry::Registry;
 use service_model::{
-    Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Kind, Node, NodeAddress, NodeAddressKind,
+    Change, Endpoint, EndpointPort, EndpointSlice, IpFamily, Key, Kind, Node, NodeAddress, NodeAddressKind,
     Object, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, TrafficPolicy,
 };
 use support::kernel::{in_namespace, ip, nft};
@@ -341,6 +343,13 @@ fn plain(last: u8, port_name: &str) -> Service {
     service
 }
 
+/// One of that namespace that names an external IP too.
+fn with_external_ip(namespace: &str, last: u8) -> Service {
+    let named = plain(last, "");
+    let external_ips = vec![[192, 0, 2, last].into()];
+    Service { name: ObjectName::new(namespace, named.name.name()), external_ips, ..named }
+}
+
 /// The next Event within [`PATIENCE`]: its reason, the UID of the object it is about, its text.
 async fn next(told: &mut Receiver<events::Event>) -> (String, String, String) {
     let event = tokio::time::timeout(PATIENCE, told.recv()).await.expect("an Event is told").unwrap();
@@ -367,19 +376,82 @@ fn a_health_check_port_that_is_taken_is_told_of_and_bound_once_it_is_free() {
     });
 }
 
+/// The ClusterIP of each is served, and what it names beside it where its namespace may.
 #[test]
-fn external_ips_that_are_not_allowed_are_not_served() {
-    for no_external_ips in [true, false] {
-        let overrides = Overrides { no_external_ips, ..Overrides::default() };
-        with_agent_that_tells(overrides, async |tx, _| {
+fn external_ips_are_served_where_they_are_allowed_and_who_has_none_is_told() {
+    let only = ExternalIps::In(["edge".into()].into());
+    for (external_ips, served, left_out) in [
+        (ExternalIps::All, &["edge", "ns"][..], &[][..]),
+        (only, &["edge"], &["ns"]),
+        (ExternalIps::None, &[], &["edge", "ns"]),
+    ] {
+        let overrides = Overrides { external_ips: external_ips.clone(), ..Overrides::default() };
+        with_agent_that_tells(overrides, async |tx, mut told| {
             list(tx, &spec(&[1])).await;
-            let mut service = plain(9, "");
-            service.external_ips = vec![[192, 0, 2, 9].into()];
-            send(tx, [Change::Apply(Object::Service(service))]).await;
-            until("the Service is served", PATIENCE, || listed("10.96.0.9 . tcp . 80")).await;
-            assert_eq!(listed("192.0.2.9 . tcp . 80"), !no_external_ips);
+            let named = [("edge", 7), ("ns", 8)].map(|(namespace, last)| with_external_ip(namespace, last));
+            send(tx, named.clone().map(|s| Change::Apply(Object::Service(s)))).await;
+            for service in named {
+                let (ip, namespace) = (service.external_ips[0], service.name.namespace());
+                let cluster_ip = format!("{} . tcp . 80", service.cluster_ips[0]);
+                until("the ClusterIP is served", PATIENCE, || listed(&cluster_ip)).await;
+                let is_listed = listed(&format!("{ip} . tcp . 80"));
+                assert_eq!(is_listed, served.contains(&namespace), "{external_ips:?}: {namespace}");
+                if left_out.contains(&namespace) {
+                    let (reason, uid, text) = next(&mut told).await;
+                    assert_eq!((reason.as_str(), &uid), ("ExternalIPsNotAllowed", &service.uid.to_string()));
+                    assert!(text.contains("node here") && text.ends_with(&format!(": {ip}")), "{text}");
+                }
+            }
+            until("the agent has taken all changes", PATIENCE, || tx.capacity() == tx.max_capacity()).await;
+            assert!(told.try_recv().is_err(), "{external_ips:?}: nothing else is told");
         });
     }
+}
+
+/// Nothing that is served changes with them, so that nothing is committed.
+#[test]
+fn external_ips_that_come_and_change_without_being_served_are_told_of_once_each() {
+    let overrides = Overrides { external_ips: ExternalIps::None, ..Overrides::default() };
+    with_agent_that_tells(overrides, async |tx, mut told| {
+        let apply =
+            async |service: &Service| send(tx, [Change::Apply(Object::Service(service.clone()))]).await;
+        list(tx, &spec(&[1])).await;
+        let (mut service, ips) = (with_external_ip("ns", 8), [[192, 0, 2, 8], [192, 0, 2, 9]]);
+        service.external_ips.clear();
+        apply(&service).await;
+        until("programmed", PATIENCE, || listed("10.96.0.8 . tcp . 80")).await;
+        for ip in ips {
+            service.external_ips = vec![ip.into()];
+            apply(&service).await;
+            apply(&service).await;
+            let (reason, uid, text) = next(&mut told).await;
+            assert_eq!((reason.as_str(), uid.as_str()), ("ExternalIPsNotAllowed", "uid-8"));
+            assert!(text.ends_with(&format!(": {}", service.external_ips[0])), "{text}");
+        }
+        send(tx, [Change::Delete(Key::Service(service.name.clone()))]).await;
+        until("it is gone", PATIENCE, || !listed("10.96.0.8 . tcp . 80")).await;
+        assert!(told.try_recv().is_err(), "once");
+        // One that has its name is another.
+        service.uid = "uid-new".into();
+        apply(&service).await;
+        assert_eq!(next(&mut told).await.1, "uid-new");
+    });
+}
+
+/// More than fit into the queue, and nothing else happens that would wake the agent.
+#[test]
+fn however_many_have_external_ips_that_are_not_served_each_is_told() {
+    let overrides = Overrides { external_ips: ExternalIps::None, ..Overrides::default() };
+    with_agent_that_tells(overrides, async |tx, mut told| {
+        list(tx, &spec(&[1])).await;
+        let services = (2..=101).map(|last| Change::Apply(Object::Service(with_external_ip("ns", last))));
+        send(tx, services.collect::<Vec<_>>()).await;
+        let mut uids = BTreeSet::new();
+        for _ in 2..=101 {
+            uids.insert(next(&mut told).await.1);
+        }
+        assert_eq!(uids.len(), 100, "each once");
+    });
 }
 
 /// What the API server would never let in stands for what a kernel may refuse.

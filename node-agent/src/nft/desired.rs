@@ -147,7 +147,8 @@ impl DesiredService {
     }
 }
 
-fn is_served(service: &Service) -> bool {
+/// Whether a Service has anything to serve; a headless one has not.
+pub fn is_served(service: &Service) -> bool {
     service.service_type != ServiceType::ExternalName && !service.cluster_ips.is_empty()
 }
 
