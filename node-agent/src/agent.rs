@@ -1,6 +1,6 @@
 //! The loop: changes mark Services dirty, one commit a sync. Nothing is decided from an event.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -55,6 +55,8 @@ pub struct Agent {
     metrics: Metrics,
     events: Events,
     overrides: Overrides,
+    /// Until there is room to tell them.
+    notes: VecDeque<(ServiceName, Note)>,
     left_out: LeftOut,
     min_sync_period: Duration,
     first_sync: Option<ReadyToken>,
@@ -94,6 +96,7 @@ impl Agent {
             checks: HealthChecks::new(health.clone(), &config.node_name),
             events: Events::channel().0,
             overrides: Overrides::default(),
+            notes: VecDeque::new(),
             left_out: LeftOut::default(),
             localhost: LocalhostNodePorts::new(&config, metrics.clone()),
             health,
@@ -146,7 +149,18 @@ impl Agent {
                 self.events.of_service(service, events::REFUSED, message);
             }
         }
-        for (name, note) in self.engine.take_notes() {
+        for (name, port, error) in self.checks.take_failures() {
+            if let Some(service) = self.world.service(&name) {
+                let message =
+                    format!("node {node} failed to start healthcheck \"{name}\" on port {port}: {error}");
+                self.events.of_service(service, events::NO_HEALTH_CHECK, message);
+            }
+        }
+        // Of these there may be one for each Service of the cluster.
+        self.notes.extend(self.engine.take_notes());
+        while self.events.has_room()
+            && let Some((name, note)) = self.notes.pop_front()
+        {
             tracing::warn!(service = name.as_str(), "{note}");
             if let Some(service) = self.world.service(&name) {
                 let reason = match note {
@@ -156,14 +170,6 @@ impl Agent {
                 self.events.of_service(service, reason, format!("On node {node}: {note}"));
             }
         }
-        for (name, port, error) in self.checks.take_failures() {
-            if let Some(service) = self.world.service(&name) {
-                let message =
-                    format!("node {node} failed to start healthcheck \"{name}\" on port {port}: {error}");
-                self.events.of_service(service, events::NO_HEALTH_CHECK, message);
-            }
-        }
-        // There may be one for each Service of the cluster.
         while self.events.has_room()
             && let Some((name, ips)) = self.left_out.pop()
         {
@@ -200,7 +206,8 @@ impl Agent {
         let mut recheck = tokio::time::interval(RECHECK);
         recheck.tick().await;
         loop {
-            let to_tell = self.left_out.has_more().then(|| Instant::now() + RETRY);
+            let waits = self.left_out.has_more() || !self.notes.is_empty();
+            let to_tell = waits.then(|| Instant::now() + RETRY);
             let next_due = [self.engine.next_due(), self.next_check, self.addresses.next_due(), to_tell];
             let next_due = next_due.into_iter().flatten().min();
             // What is due earlier than a sync is allowed waits for it too.
@@ -258,7 +265,9 @@ impl Agent {
                 self.engine.doubt();
             }
         }
-        self.engine.repeat_notes();
+        if self.notes.is_empty() {
+            self.engine.repeat_notes();
+        }
         self.left_out.repeat();
         self.look_through = true;
     }

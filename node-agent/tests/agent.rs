@@ -454,6 +454,26 @@ fn however_many_have_external_ips_that_are_not_served_each_is_told() {
     });
 }
 
+#[test]
+fn however_many_ask_for_anothers_address_each_is_told() {
+    with_agent_that_tells(Overrides::default(), async |tx, mut told| {
+        list(tx, &spec(&[1])).await;
+        let thieves = (2..=101).map(|last| {
+            let mut thief = plain(last, "ab");
+            thief.external_ips = vec![[10, 96, 0, 1].into()];
+            Change::Apply(Object::Service(thief))
+        });
+        send(tx, thieves.collect::<Vec<_>>()).await;
+        let mut uids = BTreeSet::new();
+        for _ in 2..=101 {
+            let (reason, uid, _) = next(&mut told).await;
+            assert_eq!(reason, "AddressTaken");
+            uids.insert(uid);
+        }
+        assert_eq!(uids.len(), 100, "each once");
+    });
+}
+
 /// What the API server would never let in stands for what a kernel may refuse.
 #[test]
 fn whoever_reads_events_learns_of_a_service_that_the_kernel_refuses() {
