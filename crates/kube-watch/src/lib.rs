@@ -17,6 +17,7 @@ mod dir;
 mod follow;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod known;
 mod metrics;
 mod requests;
 mod retry;

@@ -1,5 +1,6 @@
 //! Watches against a scripted API server on loopback.
 
+mod anew;
 mod api_server;
 
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::api_server::Reply::{Json, Lines};
-use self::api_server::Then::{Cut, CutInside, End, Hold};
+use self::api_server::Then::{Cut, CutInside, End, EndAfter, Hold};
 use self::api_server::{ApiServer, DEADLINE, Reply};
 use crate::follow::{Times, follow};
 use crate::metrics::WatchMetrics;
@@ -26,6 +27,8 @@ const TIMES: Times = Times {
     steady: Duration::from_secs(1),
     silence: Duration::from_secs(10),
     warn_again: Duration::from_secs(60),
+    anew: (Duration::from_secs(3600), Duration::from_secs(7200)),
+    anew_retry: (Duration::from_millis(1), Duration::from_millis(5)),
     optional: None,
 };
 
