@@ -292,6 +292,26 @@ fn a_storm_of_lists_that_say_nothing_new_writes_nothing() {
     });
 }
 
+/// As when a kind is listed to be sure: what the list says is not held up until its end.
+#[test]
+fn a_list_under_way_takes_nothing_away_and_holds_nothing_up() {
+    with_agent(async |tx, _| {
+        let other = Spec { number: 2, node_port: None, ..spec(&[3]) };
+        send(tx, KINDS.map(Change::ListStarted)).await;
+        send(tx, spec(&[1]).changes().into_iter().chain(other.changes())).await;
+        send(tx, [Change::Apply(Object::Node(node()))]).await;
+        send(tx, KINDS.map(Change::ListEnded)).await;
+        until("programmed", PATIENCE, || listed("10.244.1.1 . 8080") && listed("10.244.1.3 . 8080")).await;
+        send(tx, KINDS.map(Change::ListStarted)).await;
+        send(tx, spec(&[1, 2]).changes()).await;
+        until("followed within the list", PATIENCE, || listed("10.244.1.2 . 8080")).await;
+        assert!(listed("10.244.1.3 . 8080"), "not listed yet");
+        send(tx, KINDS.map(Change::ListEnded)).await;
+        until("not listed at its end", PATIENCE, || !listed("10.244.1.3 . 8080")).await;
+        assert!(listed("10.244.1.2 . 8080"));
+    });
+}
+
 #[test]
 fn what_is_due_before_the_next_sync_may_be_is_waited_for_without_spinning() {
     with_agent_of(config(), Duration::from_secs(30), Duration::from_secs(3), async |tx, _| {

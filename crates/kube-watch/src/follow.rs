@@ -4,7 +4,15 @@
 //!            ┌────────── expired ──────────┐
 //!            ▼                             │
 //! list (streamed, or in pages) ─▶ watch from its version ─ended, failed─▶ wait ─▶ watch from the last version
+//!            ▲                             │
+//!            └────── hours have passed ────┘
 //! ```
+//!
+//! The list after hours is made to be sure: watches that kept silent about a change have been seen
+//! where nothing had failed, and what relies on one would be wrong until it is started again. The
+//! watch ends before the list is asked for, so that nothing that was told is newer than the list. If
+//! that fails before anything of it was passed on, the watch goes on from where it was. What changes
+//! during a list comes behind what is listed already, late by what is left of that.
 //!
 //! Why not `kube::runtime::watcher` (kube 5.0): it says `Init` before it asks, so an API server that
 //! is down makes it list without a growing delay; it opens a watch that ends at once again without
@@ -24,8 +32,8 @@ use tokio::time::Instant;
 
 use crate::changes::Listing;
 use crate::metrics::KindMetrics;
-use crate::requests::{Failure, From, Line, Requests, Unreadable};
-use crate::retry::{Retry, random_share};
+use crate::requests::{Failure, From, Line, Lines, Requests, Unreadable};
+use crate::retry::{Retry, between, random_share};
 
 /// The times of a watch.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +45,14 @@ pub(crate) struct Times {
     pub(crate) silence: Duration,
     /// Between two warnings about the same trouble.
     pub(crate) warn_again: Duration,
+    /// A kind is listed anew at a random moment between these after its last complete list. Rarely,
+    /// since 5,000 nodes that read 10,000 Services each in three hours are a list of some 15 MB every
+    /// two seconds for the API servers, and as many again of EndpointSlices. At random, since
+    /// nodes that were started together would all come together.
+    pub(crate) anew: (Duration, Duration),
+    /// The first and the longest delay after a list that was due and could not begin: what is known
+    /// is followed meanwhile, so that nothing hurries.
+    pub(crate) anew_retry: (Duration, Duration),
     /// For a kind that the API server need not have: when it is asked for again.
     pub(crate) optional: Option<Duration>,
 }
@@ -49,6 +65,8 @@ impl Default for Times {
             steady: Duration::from_secs(1),
             silence: Duration::from_secs(120),
             warn_again: Duration::from_secs(60),
+            anew: (Duration::from_secs(2 * 3600), Duration::from_secs(4 * 3600)),
+            anew_retry: (Duration::from_secs(10), Duration::from_secs(600)),
             optional: None,
         }
     }
@@ -78,6 +96,9 @@ pub(crate) async fn follow<W, T>(
         requests: Requests::new(api, config, times.silence),
         kind,
         version: None,
+        due: Instant::now(),
+        anew_retry: Retry::new(times.anew_retry.0, times.anew_retry.1),
+        times,
         heard: false,
         caught_up: None,
         without: false,
@@ -88,7 +109,7 @@ pub(crate) async fn follow<W, T>(
     };
     tokio::select! {
         () = tx.closed() => {}
-        () = feed.run(times) => {}
+        () = feed.run() => {}
     }
 }
 
@@ -96,8 +117,12 @@ struct Feed<W, T, F> {
     requests: Requests<W>,
     kind: String,
     streaming: bool,
+    times: Times,
     /// What the receiver knows; `None` until a list is complete.
     version: Option<String>,
+    /// When what is known is listed anew.
+    due: Instant,
+    anew_retry: Retry,
     /// Whether this attempt brought anything beyond a list.
     heard: bool,
     /// Since when this attempt has nothing to list any more.
@@ -111,6 +136,12 @@ struct Feed<W, T, F> {
     tx: Sender<T>,
 }
 
+/// An attempt in good order.
+enum Ended {
+    ByServer,
+    ListIsDue,
+}
+
 enum Stop {
     ReceiverGone,
     Failed(Failure),
@@ -121,7 +152,8 @@ where
     W: Resource + DeserializeOwned,
     F: FnMut(Listing<W>) -> Option<T>,
 {
-    async fn run(mut self, times: Times) {
+    async fn run(mut self) {
+        let times = self.times;
         let mut retry = Retry::new(times.first_retry, times.longest_retry);
         let mut warned: Option<Instant> = None;
         loop {
@@ -136,8 +168,9 @@ where
                 retry.reset();
             }
             match ended {
-                Ok(()) if started.elapsed() >= times.steady => continue,
-                Ok(()) => tracing::debug!(kind = %self.kind, "the watch was ended early"),
+                Ok(Ended::ListIsDue) => continue,
+                Ok(Ended::ByServer) if started.elapsed() >= times.steady => continue,
+                Ok(Ended::ByServer) => tracing::debug!(kind = %self.kind, "the watch was ended early"),
                 Err(Stop::ReceiverGone) => return,
                 Err(Stop::Failed(Failure::CannotStream)) => {
                     tracing::debug!(kind = %self.kind, "the API server does not stream lists; reading pages");
@@ -171,28 +204,30 @@ where
 
     /// Nothing is known of the kind and nothing will be: that counts as an empty list.
     async fn go_without(&mut self, failure: &Failure) -> Result<(), Stop> {
+        self.metrics.heard();
         if self.without {
             return Ok(());
         }
-        self.without = true;
-        self.version = None;
         tracing::warn!(kind = %self.kind, "going on without, and asking again from time to time: {failure}");
         self.send(Listing::Started).await?;
-        self.send(Listing::Ended).await
+        self.send(Listing::Ended).await?;
+        self.without = true;
+        Ok(())
     }
 
-    /// Lists if nothing is known, and watches until the server ends it.
-    async fn attempt(&mut self, warned: &mut Option<Instant>) -> Result<(), Stop> {
-        if self.version.is_none() && !self.streaming {
-            self.list_pages().await?;
-        }
-        let from = self.version.as_deref().map_or(From::List, From::Version);
-        let mut lines = self.requests.watch(from).await?;
-        match self.version {
-            None => self.send(Listing::Started).await?,
-            Some(_) => self.caught_up = Some(Instant::now()),
-        }
-        while let Some(line) = lines.next().await? {
+    /// Lists if nothing is known or a list is due, and watches until the server ends it or the next
+    /// list is due.
+    async fn attempt(&mut self, warned: &mut Option<Instant>) -> Result<Ended, Stop> {
+        let mut lines = self.open().await?;
+        loop {
+            let line = tokio::select! {
+                line = lines.next() => line?,
+                () = tokio::time::sleep_until(self.due), if self.version.is_some() => {
+                    tracing::debug!(kind = %self.kind, "listing anew, to be sure");
+                    return Ok(Ended::ListIsDue);
+                }
+            };
+            let Some(line) = line else { return Ok(Ended::ByServer) };
             self.metrics.heard();
             self.heard |= self.version.is_some();
             if warned.take().is_some() {
@@ -200,7 +235,47 @@ where
             }
             self.take(line).await?;
         }
-        Ok(())
+    }
+
+    /// A watch, behind a list if nothing is known or one is due.
+    async fn open(&mut self) -> Result<Lines<W>, Stop> {
+        if self.version.is_none() || self.due <= Instant::now() {
+            match self.list().await {
+                Ok(Some(streamed)) => return Ok(streamed),
+                Ok(None) => {}
+                // Nothing of the list was passed on: the watch can go on from where it was.
+                Err(Stop::Failed(failure))
+                    if self.version.is_some() && !matches!(failure, Failure::CannotStream) =>
+                {
+                    self.put_off(&failure);
+                }
+                Err(stop) => return Err(stop),
+            }
+        }
+        let Some(version) = &self.version else { return Err(Failure::NoVersion.into()) };
+        let lines = self.requests.watch(From::Version(version)).await?;
+        self.caught_up = Some(Instant::now());
+        Ok(lines)
+    }
+
+    /// Nothing is known to be wrong, so a list that failed can wait.
+    fn put_off(&mut self, failure: &Failure) {
+        self.metrics.interruptions.inc();
+        let delay = self.anew_retry.delay(random_share());
+        self.due = Instant::now() + delay;
+        let seconds = delay.as_secs();
+        tracing::warn!(kind = %self.kind, "the list that was due fails and is tried again in {seconds} s, the watch goes on meanwhile: {failure}");
+    }
+
+    /// A whole list in pages, or the watch that begins with one.
+    async fn list(&mut self) -> Result<Option<Lines<W>>, Stop> {
+        if !self.streaming {
+            self.list_pages().await?;
+            return Ok(None);
+        }
+        let lines = self.requests.watch(From::List).await?;
+        self.send(Listing::Started).await?;
+        Ok(Some(lines))
     }
 
     async fn list_pages(&mut self) -> Result<(), Stop> {
@@ -257,12 +332,20 @@ where
 
     async fn send(&mut self, listing: Listing<W>) -> Result<(), Stop> {
         match listing {
+            // Until the list is complete, there is no version to go on from.
+            Listing::Started => self.version = None,
             Listing::Apply(_) | Listing::Delete(_) => _ = self.metrics.events.inc(),
-            Listing::Ended => _ = self.metrics.lists.inc(),
-            Listing::Started => {}
+            Listing::Ended => self.listed(),
         }
         let Some(change) = (self.convert)(listing) else { return Ok(()) };
         self.tx.send(change).await.map_err(|_| Stop::ReceiverGone)
+    }
+
+    fn listed(&mut self) {
+        self.without = false;
+        self.metrics.lists.inc();
+        self.due = Instant::now() + between(self.times.anew, random_share());
+        self.anew_retry.reset();
     }
 
     fn tell(&mut self, object: Unreadable) {

@@ -28,7 +28,7 @@ pub(crate) struct KindMetrics {
     pub(crate) lists: Counter,
     pub(crate) events: Counter,
     pub(crate) interruptions: Counter,
-    last_heard: Gauge,
+    pub(crate) last_heard: Gauge,
 }
 
 impl WatchMetrics {

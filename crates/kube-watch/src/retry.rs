@@ -30,6 +30,11 @@ impl Retry {
     }
 }
 
+/// A moment between the two, by a random number of 0.0 to 1.0.
+pub(crate) fn between((earliest, latest): (Duration, Duration), share: f64) -> Duration {
+    earliest + latest.saturating_sub(earliest).mul_f64(share)
+}
+
 /// 0.0 to 1.0, from the seed that the standard library draws for its hash tables.
 pub(crate) fn random_share() -> f64 {
     let random = RandomState::new().build_hasher().finish();
@@ -48,6 +53,14 @@ mod tests {
         assert_eq!(retry.delay(0.0), Duration::from_millis(500));
         retry.reset();
         assert_eq!(retry.delay(1.0), Duration::from_millis(300));
+    }
+
+    #[test]
+    fn a_moment_between_two_is_as_far_as_the_share_says() {
+        let hours = |h: f64| Duration::from_secs_f64(h * 3600.0);
+        for (share, expected) in [(0.0, 2.0), (0.25, 2.5), (1.0, 4.0)] {
+            assert_eq!(between((hours(2.0), hours(4.0)), share), hours(expected));
+        }
     }
 
     #[test]

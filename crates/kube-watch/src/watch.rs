@@ -39,7 +39,8 @@ pub struct Options {
 }
 
 /// Sends every change until the receiver is gone. Lost connections are resumed, with a back-off of
-/// at most five seconds; an expired watch lists anew.
+/// at most five seconds; an expired watch lists anew, as does every kind from time to time, to be
+/// sure.
 ///
 /// # Errors
 /// A folder that cannot be read. An API server that cannot be reached is retried for ever.

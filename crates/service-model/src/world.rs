@@ -41,7 +41,7 @@ pub enum Key {
 pub enum Change {
     Apply(Object),
     Delete(Key),
-    /// A full list of a kind begins (a first list, or after a watch expired).
+    /// A full list of a kind begins (a first list, after a watch expired, or to be sure).
     ListStarted(Kind),
     /// The list is complete: what it did not mention is gone.
     ListEnded(Kind),
@@ -333,6 +333,8 @@ mod tests {
         assert!(world.has_synced(&[Kind::Service]) && !world.has_synced(&[Kind::Service, Kind::Node]));
         dirty(&mut world);
         for change in [Change::ListStarted(Kind::Service), service("b"), Change::ListEnded(Kind::Service)] {
+            assert!(world.has_synced(&[Kind::Service]), "what is known counts while it is listed anew");
+            assert_eq!(world.services().count(), 2);
             world.apply(change);
         }
         assert_eq!(dirty(&mut world), ["a"]);

@@ -23,6 +23,8 @@ pub(super) enum Reply {
 pub(super) enum Then {
     /// The watch is ended in good order.
     End,
+    /// The same, a while later.
+    EndAfter(Duration),
     /// The connection breaks.
     Cut,
     /// The connection breaks inside the next line.
@@ -132,6 +134,10 @@ async fn try_answer(stream: &mut TcpStream, reply: Option<Reply>) -> std::io::Re
             }
             match then {
                 Then::End => stream.write_all(b"0\r\n\r\n").await,
+                Then::EndAfter(while_later) => {
+                    tokio::time::sleep(while_later).await;
+                    stream.write_all(b"0\r\n\r\n").await
+                }
                 Then::Cut => Ok(()),
                 Then::CutInside(text) => {
                     stream.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).await

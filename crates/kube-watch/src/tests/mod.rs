@@ -1,5 +1,6 @@
 //! Watches against a scripted API server on loopback.
 
+mod anew;
 mod api_server;
 
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::api_server::Reply::{Json, Lines};
-use self::api_server::Then::{Cut, CutInside, End, Hold};
+use self::api_server::Then::{Cut, CutInside, End, EndAfter, Hold};
 use self::api_server::{ApiServer, DEADLINE, Reply};
 use crate::follow::{Times, follow};
 use crate::metrics::WatchMetrics;
@@ -26,6 +27,8 @@ const TIMES: Times = Times {
     steady: Duration::from_secs(1),
     silence: Duration::from_secs(10),
     warn_again: Duration::from_secs(60),
+    anew: (Duration::from_secs(3600), Duration::from_secs(7200)),
+    anew_retry: (Duration::from_millis(1), Duration::from_millis(5)),
     optional: None,
 };
 
@@ -160,20 +163,21 @@ async fn a_list_comes_page_by_page_and_the_watch_begins_at_its_version() {
 }
 
 #[tokio::test]
-async fn a_kind_that_need_not_be_there_counts_as_empty_until_it_comes() {
+async fn a_kind_that_need_not_be_there_counts_as_empty_until_it_comes_and_when_it_is_gone() {
     let optional = Times { optional: Some(Duration::from_millis(1)), ..TIMES };
     for list in [pages(), streamed()] {
-        let mut script = vec![Json(404, status(404)), Json(403, status(403))];
-        if list == pages() {
-            script.push(page("", &[node("a", 1)]));
-            script.push(Lines(vec![], Hold));
-        } else {
-            script.push(Lines(vec![event("ADDED", node("a", 1)), list_complete(10)], Hold));
-        }
+        let there = |end| match list == pages() {
+            true => vec![page("", &[node("a", 1)]), Lines(vec![], end)],
+            false => vec![Lines(vec![event("ADDED", node("a", 1)), list_complete(10)], end)],
+        };
+        let not_there = vec![Json(404, status(404)), Json(403, status(403))];
+        let script = [not_there.clone(), there(End), not_there, there(Hold)].concat();
         let mut watched = Watched::nodes(list, optional, script).await;
-        let without = ["Node list started", "Node list ended"];
-        watched.expect(&without).await;
-        watched.expect(&["Node list started", "apply a", "Node list ended"]).await;
+        for _ in 0..2 {
+            watched.expect(&["Node list started", "Node list ended"]).await;
+            assert!(watched.metrics.of("Node").last_heard.get() > 0, "it says that it has none");
+            watched.expect(&["Node list started", "apply a", "Node list ended"]).await;
+        }
     }
 }
 
