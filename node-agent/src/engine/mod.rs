@@ -27,7 +27,7 @@ use crate::select::Place;
 
 /// Services that are planned at once when all are. What a plan takes beside what stays is gone after it, but leaves gaps
 /// in the heap that a larger part makes larger.
-const PART: usize = 250;
+pub const PART: usize = 250;
 /// Plans of more steps are logged by their size only.
 const LOGGED_STEPS: usize = 60;
 

@@ -7,6 +7,7 @@
 )]
 
 pub mod kernel;
+pub mod many;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
