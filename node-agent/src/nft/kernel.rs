@@ -113,8 +113,16 @@ impl Kernel {
         self.socket.settle()?;
         match self.monitor {
             Some(_) => Ok(!self.changed_by_others()),
-            None => Ok(self.generation()? == self.others.generation()),
+            None => self.is_as_read(),
         }
+    }
+
+    /// Whether nobody has committed anything since the last reading began, we included.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn is_as_read(&mut self) -> nfnetlink::Result<bool> {
+        Ok(self.generation()? == self.others.read_in())
     }
 
     /// A part of a reading that has begun.
