@@ -114,8 +114,9 @@ fn a_large_update_neither_forgets_what_is_due_nor_hurries_what_is_not() {
         let expect = |of_others: usize, of_over: usize, of_running: usize, when: &str| {
             let mut expected = vec![of_others; MANY as usize];
             (expected[over as usize], expected[running as usize]) = (of_over, of_running);
-            let differ =
-                places().into_iter().zip(expected).enumerate().find(|(_, (is, should))| is != should);
+            let places = places();
+            assert_eq!(places.len(), expected.len(), "{when}");
+            let differ = places.into_iter().zip(expected).enumerate().find(|(_, (is, should))| is != should);
             assert_eq!(differ, None, "{when}: a Service, how many it has, how many it should have");
         };
         have(&mut agent, [first, last, over], 2);

@@ -31,7 +31,7 @@ fn too_many(service: &str) -> (ServiceName, Note) {
 fn wanting(title: Title, endpoints: usize) -> DesiredService {
     let target =
         |number: usize| Target { ip: [10, 244, (number / 250) as u8, (number % 250) as u8].into(), port: 80 };
-    let frontend_ = DesiredFrontend {
+    let as_wanted = DesiredFrontend {
         label: "ns/any:http".into(),
         groups: [Group::Served].into_iter().collect(),
         cluster: (0..endpoints).map(target).collect(),
@@ -40,7 +40,7 @@ fn wanting(title: Title, endpoints: usize) -> DesiredService {
         title,
         affinities: Vec::new(),
     };
-    DesiredService { frontends: [(frontend(), frontend_)].into(), ..DesiredService::default() }
+    DesiredService { frontends: [(frontend(), as_wanted)].into(), ..DesiredService::default() }
 }
 
 /// Services that are planned one at a time, each as soon as it changes.
