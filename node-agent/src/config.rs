@@ -91,6 +91,20 @@ impl Default for Families {
 }
 
 impl Config {
+    /// All else is as it is where nobody says otherwise.
+    pub fn new(node_name: impl Into<NodeName>, detect_local: DetectLocal) -> Self {
+        Self {
+            node_name: node_name.into(),
+            detect_local,
+            masquerade_all: false,
+            masquerade_mark: MasqueradeMark::default(),
+            nodeport_addresses: NodePortAddresses::default(),
+            families: Families::default(),
+            service_networks: BTreeSet::new(),
+            node: NodeFacts::default(),
+        }
+    }
+
     /// What the agent needs to know of the cluster.
     pub fn watches(&self) -> WatchConfig {
         let nodes = Nodes::One(self.node_name.clone());

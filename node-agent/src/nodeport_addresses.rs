@@ -182,7 +182,7 @@ impl fmt::Display for NodePortAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Families, NodeFacts};
+    use crate::config::NodeFacts;
     use crate::local::DetectLocal;
 
     fn ips(texts: &[&str]) -> BTreeSet<IpAddr> {
@@ -192,14 +192,9 @@ mod tests {
     fn config(text: &str, primary: &[&str]) -> Config {
         let primary_ips = ips(primary).into_iter().collect();
         Config {
-            node_name: "here".into(),
-            detect_local: DetectLocal::NodeCidr,
-            masquerade_all: false,
-            masquerade_mark: crate::nft::layout::MasqueradeMark::default(),
             nodeport_addresses: text.parse().unwrap(),
-            families: Families::default(),
-            service_networks: BTreeSet::new(),
             node: NodeFacts { primary_ips, ..NodeFacts::default() },
+            ..Config::new("here", DetectLocal::NodeCidr)
         }
     }
 

@@ -71,7 +71,9 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         tracing::warn!("{unset}; set it on the host, run --init-only with more rights, or do not ask for it");
     }
     adjust_oom_score(settings.oom_score_adj);
-    raise_descriptor_limit();
+    if let Err(error) = raise_descriptor_limit() {
+        tracing::debug!(%error, "the limit of descriptors stays as it is");
+    }
     serve(settings, &kernel, file, &args).await
 }
 
@@ -179,12 +181,12 @@ fn all_set(unset: &[Unset]) -> anyhow::Result<()> {
 
 /// To what whoever started the program allows, as Go's runtime does: the lower limit that it begins with is for programs
 /// that use select(2).
-fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::debug!(%error, "the limit of descriptors stays as it is");
-    }
+///
+/// # Errors
+/// Where it may not: then it stays as it is.
+pub fn raise_descriptor_limit() -> std::io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 /// As kube-proxy: where it may not, it goes on.

@@ -544,6 +544,34 @@ fn who_asks_for_anothers_address_or_has_too_many_endpoints_is_told() {
     });
 }
 
+/// The runtime's clock stands still, but for when nothing is left to be done: then it goes to what is next.
+#[test]
+fn what_was_told_is_told_again_every_five_minutes_until_it_is_no_longer_so() {
+    const FIVE_MINUTES: Duration = Duration::from_secs(300);
+    with_agent_that_tells(Overrides::default(), async |tx, mut told| {
+        list(tx, &spec(&[1])).await;
+        let thief = |external_ips: &[[u8; 4]]| {
+            let external_ips = external_ips.iter().map(|ip| (*ip).into()).collect();
+            Change::Apply(Object::Service(Service { external_ips, ..plain(9, "ab") }))
+        };
+        send(tx, [Change::Apply(Object::Service(plain(8, "ab"))), thief(&[[10, 96, 0, 8]])]).await;
+        let first = next(&mut told).await;
+        assert_eq!((first.0.as_str(), first.1.as_str()), ("AddressTaken", "uid-9"));
+        tokio::time::pause();
+        let mut at = Vec::new();
+        for _ in 0..3 {
+            let event =
+                tokio::time::timeout(2 * FIVE_MINUTES, told.recv()).await.expect("told again").unwrap();
+            assert_eq!((event.reason, event.message), (first.0.clone(), first.2.clone()));
+            at.push(tokio::time::Instant::now());
+        }
+        assert_eq!([at[1] - at[0], at[2] - at[1]], [FIVE_MINUTES; 2]);
+        send(tx, [thief(&[])]).await;
+        let again = tokio::time::timeout(3 * FIVE_MINUTES, told.recv()).await;
+        assert!(again.is_err(), "{again:?}");
+    });
+}
+
 #[test]
 fn a_node_address_or_a_service_cidr_that_changes_is_heeded_at_once() {
     with_agent(async |tx, _| {

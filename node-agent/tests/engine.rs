@@ -7,58 +7,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use node_agent::engine::Engine;
-use node_agent::nft::kernel::Kernel;
 use node_agent::nft::mirror::Mirror;
-use node_agent::nft::ruleset::Ruleset;
-use service_model::{
-    Change, EndpointPort, EndpointSlice, IpFamily, Node, NodeAddress, NodeAddressKind, Object, ObjectName,
-    Protocol, Service, ServicePort,
-};
+use service_model::{Change, Node, NodeAddress, NodeAddressKind, Object, Service};
 use support::kernel::{in_namespace, nft};
+use support::many::*;
 use support::*;
-
-fn sync(engine: &mut Engine, agent: &mut Agent, now: Instant) -> usize {
-    engine.mark(agent.world.take_dirty().services);
-    engine.sync(&agent.world, now).unwrap().steps
-}
-
-fn programmed() -> Mirror {
-    Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap()
-}
-
-fn generation() -> u32 {
-    Kernel::open().unwrap().generation().unwrap()
-}
-
-fn service(namespace: &str, name: &str, cluster_ip: u32) -> Service {
-    let mut service = Service::new(ObjectName::new(namespace, name));
-    service.cluster_ips = vec![Ipv4Addr::from(cluster_ip).into()];
-    let name = "http".into();
-    service.ports = vec![ServicePort { name, protocol: Protocol::Tcp, port: 80, node_port: None }];
-    service
-}
-
-fn slice(service: &str) -> EndpointSlice {
-    EndpointSlice {
-        name: ObjectName::new("ns", &format!("{service}-1")),
-        service: ObjectName::new("ns", service),
-        family: IpFamily::V4,
-        ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-        endpoints: vec![endpoint(1, true), endpoint(2, false)],
-        triggered: None,
-    }
-}
-
-const FIRST: u32 = 0x0a60_0001;
-/// More than are planned at once.
-const MANY: u32 = 2500;
-
-fn many(agent: &mut Agent) {
-    for number in 0..MANY {
-        let service = service("ns", &format!("svc-{number:04}"), FIRST + number);
-        agent.world.apply(Change::Apply(Object::Service(service)));
-    }
-}
 
 /// It sorts first, and names the address of one that is planned in a later part.
 #[test]
@@ -76,8 +29,7 @@ fn an_address_that_two_want_has_its_owner_from_the_first_part_of_a_start_on() {
         agent.world.apply(Change::Apply(Object::Service(thief)));
         let (mut engine, before) = (Engine::new(config()).unwrap(), generation());
         assert!(sync(&mut engine, &mut agent, Instant::now()) > MANY as usize);
-        let parts = (MANY as usize + 1).div_ceil(250);
-        assert_eq!((generation() - before) as usize, parts, "none was refused");
+        assert_eq!((generation() - before) as usize, parts(MANY + 1), "none was refused");
         let owner = || {
             let programmed = programmed();
             let (_, state) = programmed

@@ -4,13 +4,12 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use node_agent::engine::Engine;
 use node_agent::nft::evaluate::{Fate, Packet, fates, holes};
 use node_agent::nft::fake::Fake;
-use node_agent::nft::kernel::Kernel;
 use node_agent::nft::layout::{Frontend, Target};
 use node_agent::nft::mirror::{FrontendState, Mirror};
 use node_agent::nft::ruleset::Ruleset;
@@ -20,12 +19,8 @@ use service_model::{
     ObjectName, Protocol, Service, ServicePort,
 };
 use support::kernel::{in_namespace, nft, ruleset};
+use support::many::*;
 use support::*;
-
-fn engine_sync(engine: &mut Engine, agent: &mut Agent, now: Instant) -> usize {
-    engine.mark(agent.world.take_dirty().services);
-    engine.sync(&agent.world, now).unwrap().steps
-}
 
 /// The agent dies and starts anew wherever it is told to: before it has planned, or with its second
 /// batch outstanding. It ends with just what a fresh start would program, and writes nothing then.
@@ -38,26 +33,26 @@ fn lives_and_dies(happenings: &[(Happening, bool)]) {
             engine = Engine::new(config()).unwrap();
             continue;
         }
-        engine_sync(&mut engine, &mut agent, now);
+        sync(&mut engine, &mut agent, now);
         if *waits {
             now += Duration::from_secs(2);
-            engine_sync(&mut engine, &mut agent, now);
+            sync(&mut engine, &mut agent, now);
         }
         assert!(!engine.recheck().unwrap(), "what it thinks of the kernel is what the kernel has");
     }
     for _ in 0..2 {
         now += Duration::from_secs(2);
-        engine_sync(&mut engine, &mut agent, now);
+        sync(&mut engine, &mut agent, now);
     }
-    let before = Kernel::open().unwrap().generation().unwrap();
+    let before = generation();
     let mut again = Engine::new(config()).unwrap();
     for second in [0, 2] {
         let at = now + Duration::from_secs(second);
-        assert_eq!(engine_sync(&mut again, &mut agent, at), 0, "a restart has nothing to write");
+        assert_eq!(sync(&mut again, &mut agent, at), 0, "a restart has nothing to write");
     }
-    assert_eq!(Kernel::open().unwrap().generation().unwrap(), before, "and does not commit");
+    assert_eq!(generation(), before, "and does not commit");
 
-    let programmed = Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap();
+    let programmed = programmed();
     let fresh = plan_into_fake(&mut agent);
     assert_eq!(holes(&programmed), Vec::<String>::new());
     assert_eq!(programmed.hairpins, fresh.hairpins);
@@ -110,7 +105,7 @@ fn the_hosts_nft_lists_our_rules() {
             affinity: Some(60),
             endpoints,
         }));
-        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
         let listed = nft(&["list", "ruleset"]);
         for line in [
             "10.96.0.1 . tcp . 80 comment \"ns/svc-1:http\"",
@@ -151,7 +146,7 @@ fn a_large_service_with_affinity_is_changed_without_a_doubt_about_what_is_there(
             let endpoints = endpoints[left_out..].to_vec();
             let spec = Spec { number: 1, affinity: Some(60), endpoints, ..Spec::default() };
             agent.happen(&Happening::Apply(spec));
-            assert!(engine_sync(&mut engine, &mut agent, Instant::now()) > 0);
+            assert!(sync(&mut engine, &mut agent, Instant::now()) > 0);
             assert!(!engine.changed_by_others(), "{left_out} left out");
         }
     });
@@ -171,13 +166,13 @@ fn the_hosts_nft_reads_what_it_listed() {
             affinity: Some(60),
             endpoints: (1..=20).map(|n| (n, n % 2 == 0)).collect(),
         }));
-        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
-        let programmed = || Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap().affinities;
-        let (before, written) = (nft(&["list", "ruleset"]), programmed());
+        sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        let affinities = || programmed().affinities;
+        let (before, written) = (nft(&["list", "ruleset"]), affinities());
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("flush ruleset\n{before}")).unwrap();
         nft(&["-f", &file.path().to_string_lossy()]);
-        assert_eq!(programmed(), written);
+        assert_eq!(affinities(), written);
     });
 }
 
@@ -192,11 +187,11 @@ fn a_foreign_flush_is_healed_by_the_next_sync() {
             endpoints: vec![(1, true), (2, false)],
             ..Spec::default()
         }));
-        engine_sync(&mut engine, &mut agent, Instant::now());
+        sync(&mut engine, &mut agent, Instant::now());
         let before = ruleset();
         nft(&["flush", "ruleset"]);
         engine.doubt();
-        assert!(engine_sync(&mut engine, &mut agent, Instant::now()) > 0);
+        assert!(sync(&mut engine, &mut agent, Instant::now()) > 0);
         assert!(ruleset() == before, "{}", ruleset());
     });
 }
@@ -254,17 +249,17 @@ fn what_others_do_to_our_table_is_put_right_in_one_commit() {
                 endpoints: vec![(1, true)],
                 ..Spec::default()
             }));
-            engine_sync(&mut engine, &mut agent, Instant::now());
+            sync(&mut engine, &mut agent, Instant::now());
             let before = lines();
             nft(&[edit]);
             assert!(lines() != before, "{what}: the ruleset is as before");
             engine.doubt();
-            let generation = Kernel::open().unwrap().generation().unwrap();
-            engine_sync(&mut engine, &mut agent, Instant::now());
+            let generation_before = generation();
+            sync(&mut engine, &mut agent, Instant::now());
             let after = lines();
             assert_eq!(after.iter().find(|line| !before.contains(line)), None, "{what}");
             assert_eq!(before.iter().find(|line| !after.contains(line)), None, "{what}");
-            let commits = Kernel::open().unwrap().generation().unwrap() - generation;
+            let commits = generation() - generation_before;
             assert_eq!(commits, 1, "{what}");
         });
     }
@@ -294,7 +289,7 @@ fn a_service_over_sctp_is_programmed_and_foretold_like_any_other() {
         let mut agent = Agent::new();
         agent.world.apply(Change::Apply(Object::Service(service)));
         agent.world.apply(Change::Apply(Object::EndpointSlice(slice)));
-        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
         let listed = nft(&["list", "ruleset"]);
         for element in [
             "10.96.0.9 . sctp . 2905 comment \"ns/svc-1:m3ua\"",
@@ -303,7 +298,7 @@ fn a_service_over_sctp_is_programmed_and_foretold_like_any_other() {
         ] {
             assert!(listed.contains(element), "{element:?} is not in\n{listed}");
         }
-        let programmed = Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap();
+        let programmed = programmed();
         let host = BTreeSet::from(["172.30.0.11".parse().unwrap()]);
         let fates = |to: &str| {
             let destination: IpAddr = to.parse().unwrap();
@@ -320,7 +315,7 @@ fn a_service_over_sctp_is_programmed_and_foretold_like_any_other() {
         let target = Target { ip: "10.244.1.7".parse().unwrap(), port: 2905 };
         assert_eq!(fates("10.96.0.9"), BTreeSet::from([Fate::Endpoint { target, masqueraded: false }]));
         assert_eq!(fates("fd00:96::9"), BTreeSet::from([Fate::Refused]));
-        assert_eq!(engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now()), 0);
+        assert_eq!(sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now()), 0);
     });
 }
 
@@ -334,31 +329,23 @@ fn a_service_with_the_longest_names_is_not_written_again_by_a_restart() {
             vec![ServicePort { name: longest.into(), protocol: Protocol::Tcp, port: 80, node_port: None }];
         let mut agent = Agent::new();
         agent.world.apply(Change::Apply(Object::Service(service)));
-        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
         let mut again = Engine::new(config()).unwrap();
-        assert_eq!(engine_sync(&mut again, &mut agent, Instant::now()), 0);
+        assert_eq!(sync(&mut again, &mut agent, Instant::now()), 0);
     });
 }
 
 #[test]
 fn a_start_with_many_services_is_made_in_parts_and_a_restart_writes_nothing() {
     in_namespace(|| {
-        let mut agent = Agent::new();
-        for number in 0..2500 {
-            let mut service = Service::new(ObjectName::new("ns", &format!("svc-{number}")));
-            service.cluster_ips = vec![IpAddr::from(Ipv4Addr::from(0x0a60_0001 + number))];
-            let name = "http".into();
-            service.ports = vec![ServicePort { name, protocol: Protocol::Tcp, port: 80, node_port: None }];
-            agent.world.apply(Change::Apply(Object::Service(service)));
-        }
-        let generation = Kernel::open().unwrap().generation().unwrap();
-        engine_sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
-        assert_eq!(Kernel::open().unwrap().generation().unwrap() - generation, 10);
-        let programmed = Kernel::open().unwrap().observe(&Ruleset::each(&config())).unwrap();
-        assert_eq!(programmed.frontends.len(), 2500);
+        let (mut agent, before) = (Agent::new(), generation());
+        many(&mut agent);
+        sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
+        assert_eq!((generation() - before) as usize, parts(MANY));
+        assert_eq!(programmed().frontends.len(), MANY as usize);
 
         let mut again = Engine::new(config()).unwrap();
-        assert_eq!(engine_sync(&mut again, &mut agent, Instant::now()), 0);
+        assert_eq!(sync(&mut again, &mut agent, Instant::now()), 0);
     });
 }
 
@@ -381,19 +368,19 @@ fn a_service_that_is_refused_does_not_hinder_the_others_and_comes_back_when_it_i
         let served = |last| nft(&["list", "ruleset"]).contains(&format!("10.96.0.{last} . tcp . 80 comment"));
         let mut now = Instant::now();
         (1..=4).for_each(|last| agent.world.apply(service(last, if last == 2 { "a\0b" } else { "ab" })));
-        engine_sync(&mut engine, &mut agent, now);
+        sync(&mut engine, &mut agent, now);
         assert_eq!(([1, 2, 3, 4].map(served), engine.refused()), ([true, false, true, true], 1));
 
         agent.world.apply(service(5, "ab"));
-        engine_sync(&mut engine, &mut agent, now);
+        sync(&mut engine, &mut agent, now);
         assert!(served(5), "changes are followed meanwhile");
 
         now += Duration::from_secs(60);
-        engine_sync(&mut engine, &mut agent, now);
+        sync(&mut engine, &mut agent, now);
         assert_eq!((served(2), engine.refused()), (false, 1), "it was tried again");
 
         agent.world.apply(service(2, "ab"));
-        engine_sync(&mut engine, &mut agent, now);
+        sync(&mut engine, &mut agent, now);
         assert_eq!((served(2), engine.refused()), (true, 0));
     });
 }
@@ -405,14 +392,14 @@ fn a_node_object_that_goes_takes_no_node_port_with_it() {
         let mut node = Node::new("here".into());
         node.addresses = vec![NodeAddress { kind: NodeAddressKind::Internal, ip: [172, 30, 0, 11].into() }];
         agent.world.apply(Change::Apply(Object::Node(node)));
-        engine_sync(&mut engine, &mut agent, Instant::now());
+        sync(&mut engine, &mut agent, Instant::now());
         let answering = || nft(&["list", "set", "ip", "fairlead", "nodeport-ips"]).contains("172.30.0.11");
         assert!(answering());
         agent.world.apply(Change::Delete(Key::Node("here".into())));
         engine.mark_node();
-        engine_sync(&mut engine, &mut agent, Instant::now());
+        sync(&mut engine, &mut agent, Instant::now());
         engine.doubt();
-        engine_sync(&mut engine, &mut agent, Instant::now());
+        sync(&mut engine, &mut agent, Instant::now());
         assert!(answering());
     });
 }

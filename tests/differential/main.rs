@@ -33,7 +33,7 @@ use fates::Fates;
 use features::Settings;
 use generate::Generator;
 use lab_of_two::LabOfTwo;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use node_agent::run::raise_descriptor_limit;
 use setups::Setup;
 use tokio::sync::Mutex;
 
@@ -68,14 +68,9 @@ async fn so_they_do_where_nobody_is_known_as_a_pod() -> Result<()> {
     compare(setups::nobody_is_local()).await
 }
 
-/// Whoever answers or asks in a lab of two does so in this process, on more sockets than it may have at first.
-fn raise_descriptor_limit() -> Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
-}
-
 async fn compare(setup: Setup) -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
+    // Whoever answers or asks in a lab of two does so in this process, on more sockets than it may have at first.
     raise_descriptor_limit()?;
     let settings = Settings::from_environment()?.without(setup.without);
     let started = Instant::now();

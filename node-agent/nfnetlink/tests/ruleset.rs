@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use namespace::in_fresh_namespace;
 use nfnetlink::expr::{
-    Bitwise, Cmp, CmpOp, Counter, CtState, CtStatus, Dynset, DynsetOp, Limit, LimitUnit, Masquerade, Nat,
-    NatFlags, NatKind, Numgen, NumgenKind, Reject,
+    Bitwise, Cmp, CmpOp, Counter, CtState, CtStatus, Dynset, DynsetOp, Masquerade, Nat, NatFlags, NatKind,
+    Numgen, NumgenKind, Reject,
 };
 use nfnetlink::{
     Batch, Chain, ChainKind, DataType, Dumped, Element, ElementData, Expr, Family, Field, Hook, MapData,
@@ -112,10 +112,7 @@ fn rules(family: Family) -> Vec<Rule> {
     new_only.push(Reject::port_unreachable(family).into());
     let mut translated = vec![Expr::ct_status(Reg::R1)];
     translated.extend(Expr::any_bit(Reg::R1, CtStatus::DNAT));
-    translated.extend([
-        Limit { rate: 10, unit: LimitUnit::Second, burst: 5, over: false }.into(),
-        Verdict::Accept.into(),
-    ]);
+    translated.push(Verdict::Accept.into());
     let mut marked = vec![Expr::mark(Reg::R1)];
     marked.extend(Expr::any_bit(Reg::R1, 0x4000));
     marked.extend([Expr::mark(Reg::R1), Expr::mask32(Reg::R1, u32::MAX, 0x4000), Expr::set_mark(Reg::R1)]);
@@ -352,7 +349,7 @@ fn nft_prints_what_was_written() {
         r#"comment "where Services begin""#,
         "type filter hook input priority filter; policy drop;",
         "masquerade fully-random",
-        "ct status dnat limit rate 10/second accept",
+        "ct status dnat accept",
         "reject with tcp reset",
         r#"iifname "eth" th dport @ports"#,
     ];

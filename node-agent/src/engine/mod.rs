@@ -27,7 +27,7 @@ use crate::select::Place;
 
 /// Services that are planned at once when all are. What a plan takes beside what stays is gone after it, but leaves gaps
 /// in the heap that a larger part makes larger.
-const PART: usize = 250;
+pub const PART: usize = 250;
 /// Plans of more steps are logged by their size only.
 const LOGGED_STEPS: usize = 60;
 
@@ -52,8 +52,6 @@ pub struct Engine {
     remake: bool,
     /// What was there at the start of this process is as it should be now.
     begun: bool,
-    /// The ruleset's generation when the mirror was last compared with the kernel.
-    compared_at: u32,
     /// Who has a second batch, and when it may be committed.
     later: BTreeMap<Holder, Instant>,
     /// Services that the kernel refused, and when they are tried again.
@@ -93,7 +91,6 @@ impl Engine {
             sweep: false,
             remake: false,
             begun: false,
-            compared_at: 0,
             later: BTreeMap::new(),
             refused: BTreeMap::new(),
             refusals: Vec::new(),
@@ -177,12 +174,10 @@ impl Engine {
     /// When the kernel does not answer.
     pub fn recheck(&mut self) -> anyhow::Result<bool> {
         let Some(mirror) = &self.mirror else { return Ok(false) };
-        let generation = self.kernel.generation()?;
-        if generation == self.compared_at {
+        if self.kernel.is_as_read()? {
             return Ok(false);
         }
         let differs = self.kernel.observe(&self.rulesets)? != *mirror;
-        self.compared_at = generation;
         if differs {
             self.changes_by_others += 1;
             self.doubt();
@@ -358,9 +353,7 @@ impl Engine {
 
     /// Reads the kernel, and marks everything.
     fn start_over(&mut self, world: &World) -> anyhow::Result<()> {
-        let generation = self.kernel.generation()?;
         let mut mirror = self.kernel.observe(&self.rulesets).context("reading our tables")?;
-        self.compared_at = generation;
         if std::mem::take(&mut self.remake) {
             FAMILIES.into_iter().for_each(|family| mirror.structure_mut(family).unusable = true);
         }

@@ -287,24 +287,16 @@ fn neighbours(known: Known<'_>, packet: Packet) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Families, NodeFacts};
+    use crate::config::Config;
     use crate::local::DetectLocal;
-    use crate::nft::layout::MasqueradeMark;
     use crate::nft::ruleset::Ruleset;
     use crate::nft::step::Element;
 
     /// Why a NodePort is not answered at the address, on a host with four.
     fn why_not(nodeport_addresses: &str, answering: &[&str], destination: &str) -> String {
-        let config = Config {
-            node_name: "here".into(),
-            detect_local: DetectLocal::ClusterCidr("10.244.0.0/16".parse().unwrap()),
-            masquerade_all: false,
-            masquerade_mark: MasqueradeMark::default(),
-            nodeport_addresses: nodeport_addresses.parse().unwrap(),
-            families: Families::default(),
-            service_networks: BTreeSet::new(),
-            node: NodeFacts::default(),
-        };
+        let detect_local = DetectLocal::ClusterCidr("10.244.0.0/16".parse().unwrap());
+        let nodeport_addresses = nodeport_addresses.parse().unwrap();
+        let config = Config { nodeport_addresses, ..Config::new("here", detect_local) };
         let rulesets = Ruleset::each(&config).try_into().unwrap();
         let mut mirror = Mirror::default();
         for family in crate::nft::layout::FAMILIES {

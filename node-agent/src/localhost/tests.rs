@@ -11,7 +11,6 @@ use service_model::{
 };
 
 use super::*;
-use crate::config::{Families, NodeFacts};
 use crate::local::DetectLocal;
 
 const PLACE: Place<'static> = Place { node: "here", zone: None };
@@ -44,16 +43,8 @@ fn in_namespace(test: impl AsyncFnOnce() + Send) {
 }
 
 fn config(nodeport_addresses: &str) -> Config {
-    Config {
-        node_name: "here".into(),
-        detect_local: DetectLocal::NodeCidr,
-        masquerade_all: false,
-        masquerade_mark: crate::nft::layout::MasqueradeMark::default(),
-        nodeport_addresses: nodeport_addresses.parse().unwrap(),
-        families: Families::default(),
-        service_networks: BTreeSet::new(),
-        node: NodeFacts::default(),
-    }
+    let nodeport_addresses = nodeport_addresses.parse().unwrap();
+    Config { nodeport_addresses, ..Config::new("here", DetectLocal::NodeCidr) }
 }
 
 fn proxy() -> (LocalhostNodePorts, Registry) {

@@ -15,7 +15,7 @@ use super::affinity::AffinityKey;
 use super::layout::MasqueradeMark;
 use super::ruleset::{Action, Chain, ChainName, Match, Rule, Ruleset};
 use super::{affinity_rules, compile};
-use crate::config::{ClusterCidrs, Config, Families, NodeFacts};
+use crate::config::{ClusterCidrs, Config};
 use crate::local::{DetectLocal, InterfaceName, Interfaces};
 
 /// What this version can write in one family.
@@ -189,14 +189,10 @@ fn every_kind_of_config() -> Vec<Config> {
     for nodeport_addresses in ["primary", "all", "all,localhost"] {
         for masquerade_all in [false, true] {
             configs.push(Config {
-                node_name: "any".into(),
-                detect_local: DetectLocal::ClusterCidr(cidrs),
                 masquerade_all,
-                masquerade_mark: MasqueradeMark::default(),
                 nodeport_addresses: nodeport_addresses.parse().expect("keywords"),
-                families: Families::default(),
                 service_networks: networks.clone(),
-                node: NodeFacts::default(),
+                ..Config::new("any", DetectLocal::ClusterCidr(cidrs))
             });
         }
     }

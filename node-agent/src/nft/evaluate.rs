@@ -324,24 +324,14 @@ pub fn holes(state: &Mirror) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Families, NodeFacts};
+    use crate::config::Config;
     use crate::local::DetectLocal;
-    use crate::nft::layout::{MasqueradeMark, Pool, SizeClass};
+    use crate::nft::layout::{Pool, SizeClass};
     use crate::nft::step::Element;
-    use crate::nodeport_addresses::NodePortAddresses;
 
     #[test]
     fn a_trace_names_each_rule_that_was_asked_and_why_it_did_not_apply() {
-        let config = Config {
-            node_name: "here".into(),
-            detect_local: DetectLocal::ClusterCidr("10.244.0.0/16".parse().unwrap()),
-            masquerade_all: false,
-            masquerade_mark: MasqueradeMark::default(),
-            nodeport_addresses: NodePortAddresses::default(),
-            families: Families::default(),
-            service_networks: BTreeSet::new(),
-            node: NodeFacts::default(),
-        };
+        let config = Config::new("here", DetectLocal::ClusterCidr("10.244.0.0/16".parse().unwrap()));
         let ruleset = Ruleset::new(IpFamily::V4, &config);
         let ip = |ip: &str| -> IpAddr { ip.parse().unwrap() };
         let frontend = Frontend::Vip { ip: ip("10.96.0.1"), protocol: Protocol::Tcp, port: 80 };

@@ -114,8 +114,16 @@ impl Kernel {
         self.socket.settle()?;
         match self.monitor {
             Some(_) => Ok(!self.changed_by_others()),
-            None => Ok(self.generation()? == self.others.generation()),
+            None => self.is_as_read(),
         }
+    }
+
+    /// Whether nobody has committed anything since the last reading began, we included.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn is_as_read(&mut self) -> nfnetlink::Result<bool> {
+        Ok(self.generation()? == self.others.read_in())
     }
 
     /// A part of a reading that has begun.
@@ -498,10 +506,69 @@ fn parse(family: IpFamily, set: SetName, element: &KernelElement<'_>) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::local::DetectLocal;
+
+    fn deaf() -> Kernel {
+        Kernel::listening(Err(Error::Protocol("no notifications"))).unwrap()
+    }
+
+    fn in_namespace(test: impl FnOnce() + Send) {
+        let isolated = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            test();
+        };
+        std::thread::scope(|scope| scope.spawn(isolated).join().unwrap());
+    }
+
+    /// Somebody else's commit.
+    fn meanwhile(write: impl FnOnce(&mut Batch) -> usize) {
+        let mut batch = Batch::new();
+        write(&mut batch);
+        Socket::open().unwrap().commit(&batch).unwrap();
+    }
 
     #[test]
     fn a_kernel_that_does_not_tell_what_others_do_is_served_all_the_same() {
-        let mut kernel = Kernel::listening(Err(Error::Protocol("no notifications"))).unwrap();
+        let mut kernel = deaf();
         assert!(kernel.notifications().is_none() && !kernel.changed_by_others());
+    }
+
+    /// It could not say which commits were to our tables: were it to need that there are none, it would be held up by those
+    /// to any other.
+    #[test]
+    fn who_is_not_told_what_others_do_commits_all_the_same_and_finds_it_with_the_next_reading() {
+        for listens in [true, false] {
+            in_namespace(|| {
+                let mut kernel = if listens { Kernel::open_listening().unwrap() } else { deaf() };
+                let rulesets = Ruleset::each(&Config::new("here", DetectLocal::NodeCidr));
+                kernel.observe(&rulesets).unwrap();
+                meanwhile(|batch| batch.add_table(&Table::new(nfnetlink::Family::Ip, "another")));
+                let create = |ruleset: &Ruleset| Step::CreateTable(Box::new(ruleset.clone()));
+                kernel.commit(&rulesets.iter().map(create).collect::<Vec<_>>()).unwrap();
+
+                kernel.observe(&rulesets).unwrap();
+                meanwhile(|batch| batch.add_chain(compile::table(IpFamily::V4), &Chain::regular("strange")));
+                let ip: IpAddr = [10, 96, 0, 1].into();
+                let done = kernel.commit(&[Step::Add(Element::ClusterIp(ip))]);
+                let overtaken = matches!(done, Err(Error::StaleGeneration));
+                assert!(done.is_ok() || overtaken, "{done:?}");
+                assert_eq!((overtaken, kernel.changed_by_others()), (listens, listens));
+                let found = kernel.observe(&rulesets).unwrap();
+                assert!(found.v4.other_chains.contains("strange"));
+                assert_eq!(found.cluster_ips.contains(&ip), !listens);
+            });
+        }
+    }
+
+    #[test]
+    fn who_is_not_told_what_others_do_reads_again_if_anybody_committed_meanwhile() {
+        in_namespace(|| {
+            let mut kernel = deaf();
+            kernel.begin_reading().unwrap();
+            assert!(kernel.reading_holds().unwrap());
+            meanwhile(|batch| batch.add_table(&Table::new(nfnetlink::Family::Ip, "another")));
+            assert!(!kernel.reading_holds().unwrap());
+        });
     }
 }

@@ -16,7 +16,7 @@ pub enum Note {
     TooManyEndpoints { frontend: Frontend },
 }
 
-/// What was told.
+/// What was told and is still so.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     told: BTreeMap<Frontend, BTreeSet<(ServiceName, Note)>>,
@@ -45,6 +45,16 @@ impl Notes {
     ) -> Vec<(ServiceName, Note)> {
         let told = self.told.entry(frontend).or_default();
         more.into_iter().filter(|note| told.insert(note.clone())).collect()
+    }
+
+    /// The Service asks for the frontend no more: should it again, it is told again.
+    pub(super) fn forget(&mut self, frontend: Frontend, service: &ServiceName) {
+        if let Some(told) = self.told.get_mut(&frontend) {
+            told.retain(|(of, _)| of != service);
+            if told.is_empty() {
+                self.told.remove(&frontend);
+            }
+        }
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &(ServiceName, Note)> {

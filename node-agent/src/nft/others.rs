@@ -10,6 +10,8 @@ use super::layout::TABLE;
 /// Follows the notifications since a reading of our tables.
 #[derive(Debug, Default)]
 pub struct Others {
+    /// The generation in which our tables were read.
+    read_in: u32,
     /// The last generation in which our tables were as we know them.
     generation: u32,
     /// Generations that we made and that were not announced yet.
@@ -22,7 +24,12 @@ pub struct Others {
 impl Others {
     /// Our tables were read, or are about to be, in this generation.
     pub fn read_at(&mut self, generation: u32) {
-        *self = Self { generation, ..Self::default() };
+        *self = Self { read_in: generation, generation, ..Self::default() };
+    }
+
+    /// The generation in which they were.
+    pub fn read_in(&self) -> u32 {
+        self.read_in
     }
 
     /// We are about to commit; answers the generation that this needs.
@@ -115,6 +122,15 @@ mod tests {
         for (what, events, result) in cases {
             assert_eq!(after(events), result, "{what}");
         }
+    }
+
+    #[test]
+    fn nobodys_commit_makes_the_reading_a_later_one() {
+        let mut others = Others::default();
+        others.read_at(10);
+        others.committed(false);
+        others.note(&made(12));
+        assert_eq!((others.read_in(), others.generation()), (10, 12));
     }
 
     #[test]

@@ -89,6 +89,13 @@ impl Planner {
             held.map(|(resource, by)| (resource.clone(), by.clone())).collect();
         for service in services {
             let own = desired_of(service);
+            for resource in self.claims.of(service) {
+                if let Resource::Frontend(frontend) = resource
+                    && !own.frontends.contains_key(frontend)
+                {
+                    self.notes.forget(*frontend, service);
+                }
+            }
             let frontends =
                 own.frontends.iter().map(|(frontend, of)| (Resource::Frontend(*frontend), of.title));
             let hairpins = own.hairpins.iter().copied().map(Resource::Hairpin);
@@ -178,10 +185,7 @@ impl Planner {
 
     /// What was told and is still so.
     pub fn notes(&self) -> impl Iterator<Item = &(ServiceName, Note)> {
-        self.notes.all().filter(|told| match told.1 {
-            Note::Taken { frontend, .. } => taken(frontend, &self.claims).contains(told),
-            Note::TooManyEndpoints { .. } => true,
-        })
+        self.notes.all()
     }
 
     /// Services that claimed something when they were last planned.

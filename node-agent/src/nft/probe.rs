@@ -146,7 +146,6 @@ features! {
     FIB_V6: "route look-ups for IPv6", "CONFIG_NFT_FIB_IPV6", "nft_fib_ipv6", "4.10";
     NUMGEN: "random numbers", "CONFIG_NFT_NUMGEN", "nft_numgen", "4.9";
     CONNTRACK: "connection tracking", "CONFIG_NFT_CT", "nft_ct", "3.13";
-    LIMIT: "rate limits", "CONFIG_NFT_LIMIT", "nft_limit", "3.13";
 }
 
 fn family_feature(of: IpFamily) -> Feature {
@@ -163,7 +162,6 @@ fn feature_of(of: IpFamily, expr: &Expr) -> Option<Feature> {
         Expr::Nat(_) => Some(NAT),
         Expr::Masquerade(_) => Some(MASQUERADE),
         Expr::Reject(_) => Some(if v4 { REJECT_V4 } else { REJECT_V6 }),
-        Expr::Limit(_) => Some(LIMIT),
         Expr::Dynset(_) => Some(DYNAMIC_SETS),
         _ => None,
     }

@@ -7,13 +7,14 @@
 )]
 
 pub mod kernel;
+pub mod many;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use node_agent::config::{Config, Families, NodeFacts};
+use node_agent::config::Config;
 use node_agent::local::DetectLocal;
 use node_agent::nft::affinity::{AffinityChain, AffinityKey};
 use node_agent::nft::desired::DesiredService;
@@ -22,7 +23,6 @@ use node_agent::nft::layout::{Frontend, Pool, Target};
 use node_agent::nft::mirror::Mirror;
 use node_agent::nft::plan::{Plan, Planner, plan_node_addresses, plan_structure};
 use node_agent::nft::ruleset::Ruleset;
-use node_agent::nodeport_addresses::NodePortAddresses;
 use node_agent::select::Place;
 use proptest::prelude::*;
 use service_model::{
@@ -33,16 +33,9 @@ use service_model::{
 pub const PLACE: Place<'static> = Place { node: "here", zone: None };
 
 pub fn config() -> Config {
-    Config {
-        node_name: "here".into(),
-        detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
-        masquerade_all: false,
-        masquerade_mark: node_agent::nft::layout::MasqueradeMark::default(),
-        nodeport_addresses: NodePortAddresses::default(),
-        families: Families::default(),
-        service_networks: BTreeSet::from(["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()]),
-        node: NodeFacts::default(),
-    }
+    let detect_local = DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap());
+    let service_networks = ["10.96.0.0/16", "fd00:96::/112"].map(|network| network.parse().unwrap()).into();
+    Config { service_networks, ..Config::new("here", detect_local) }
 }
 
 pub fn name(number: u8) -> ServiceName {

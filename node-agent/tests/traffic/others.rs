@@ -84,6 +84,11 @@ fn each_change_of_somebody_else_is_counted_and_put_right_and_none_of_our_own() {
         for times in 1..=2 {
             nft(&ground, "flush ruleset");
             until_programmed(&ground, "n-2", "10.96.0.10 . tcp . 80");
+            // The kernel has it a moment before it is counted.
+            let deadline = Instant::now() + DEADLINE;
+            while counted(registry) < times {
+                assert!(Instant::now() < deadline, "it is not counted");
+            }
             assert_eq!(counted(registry), times);
         }
     });

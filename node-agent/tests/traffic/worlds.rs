@@ -4,10 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use node_agent::config::{Config, Families, NodeFacts};
+use node_agent::config::Config;
 use node_agent::local::DetectLocal;
-use node_agent::nft::layout::MasqueradeMark;
-use node_agent::nodeport_addresses::NodePortAddresses;
 use service_model::{
     Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Node, NodeAddress, NodeAddressKind,
     Object, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, TrafficPolicy,
@@ -50,16 +48,8 @@ impl Default for Shop<'_> {
 }
 
 pub(crate) fn config() -> Config {
-    Config {
-        node_name: "node".into(),
-        detect_local: DetectLocal::ClusterCidr("10.244.0.0/16,fd00:10:244::/56".parse().unwrap()),
-        masquerade_all: false,
-        masquerade_mark: MasqueradeMark::default(),
-        nodeport_addresses: NodePortAddresses::default(),
-        families: Families::default(),
-        service_networks: std::collections::BTreeSet::new(),
-        node: NodeFacts::default(),
-    }
+    let pods = "10.244.0.0/16,fd00:10:244::/56".parse().unwrap();
+    Config::new("node", DetectLocal::ClusterCidr(pods))
 }
 
 impl Shop<'_> {

@@ -11,7 +11,6 @@ mod ct;
 mod dynset;
 mod fib;
 mod immediate;
-mod limit;
 mod lookup;
 mod meta;
 mod nat;
@@ -27,7 +26,6 @@ pub use ct::{Ct, CtKey, CtState, CtStatus};
 pub use dynset::{Dynset, DynsetOp};
 pub use fib::{AddressType, Fib, FibResult};
 pub use immediate::Immediate;
-pub use limit::{Limit, LimitUnit};
 pub use lookup::Lookup;
 pub use meta::{Meta, MetaKey, MetaSet};
 pub use nat::{Masquerade, Nat, NatFlags, NatKind};
@@ -85,8 +83,6 @@ pub enum Expr {
     Dynset(Dynset),
     /// Count packets.
     Counter(Counter),
-    /// End the rule above a rate.
-    Limit(Limit),
     /// Something that this library does not write. Met only in dumps; in a batch it is
     /// an error.
     Other {
@@ -115,7 +111,7 @@ macro_rules! kinds {
 kinds! {
     Payload(Payload), Meta(Meta), MetaSet(MetaSet), Ct(Ct), Fib(Fib), Cmp(Cmp), Bitwise(Bitwise),
     Immediate(Immediate), Verdict(Verdict), Lookup(Lookup), Numgen(Numgen), Nat(Nat),
-    Masquerade(Masquerade), Reject(Reject), Dynset(Dynset), Counter(Counter), Limit(Limit),
+    Masquerade(Masquerade), Reject(Reject), Dynset(Dynset), Counter(Counter),
 }
 
 fn named<T: Wire>(expr: &T, w: &mut Writer) {
@@ -166,7 +162,6 @@ fn decode(element: &[u8]) -> Expr {
         Reject::NAME => Reject::decode(data).map(Expr::Reject),
         Dynset::NAME => Dynset::decode(data).map(Expr::Dynset),
         Counter::NAME => Counter::decode(data).map(Expr::Counter),
-        Limit::NAME => Limit::decode(data).map(Expr::Limit),
         _ => None,
     };
     known.unwrap_or_else(|| Expr::Other { name: kind.to_owned() })

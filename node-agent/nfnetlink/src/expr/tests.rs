@@ -75,7 +75,6 @@ fn loads() -> impl Strategy<Value = Expr> {
 fn operations() -> impl Strategy<Value = Expr> {
     let ops = vec![CmpOp::Equal, CmpOp::NotEqual, CmpOp::Less, CmpOp::LessOrEqual, CmpOp::Greater];
     let dynset_ops = vec![DynsetOp::Add, DynsetOp::Update, DynsetOp::Delete];
-    let units = vec![LimitUnit::Second, LimitUnit::Minute, LimitUnit::Hour, LimitUnit::Day, LimitUnit::Week];
     let sides = vec![NatKind::Source, NatKind::Destination];
     let families = vec![Family::Ip, Family::Ip6];
     prop_oneof![
@@ -110,8 +109,6 @@ fn operations() -> impl Strategy<Value = Expr> {
             }
         ),
         (any::<u64>(), any::<u64>()).prop_map(|(packets, bytes)| Counter { packets, bytes }.into()),
-        (any::<u64>(), prop::sample::select(units), any::<u32>(), any::<bool>())
-            .prop_map(|(rate, unit, burst, over)| Limit { rate, unit, burst, over }.into()),
     ]
 }
 
