@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
-use service_model::{IpFamily, Node, Protocol, Service, ServicePort, ServiceType, TrafficPolicy, World};
+use service_model::{
+    IpFamily, Node, Protocol, Service, ServicePort, ServiceType, SessionAffinity, TrafficPolicy, World,
+};
 
 use super::affinity::{AffinityKey, DesiredAffinity};
 use super::claims::Title;
@@ -104,7 +105,7 @@ impl DesiredService {
             };
             let mut desired = desired(frontend, reach, policy, &selection, label.clone());
             desired.title = title;
-            if let Some(timeout) = service.session_affinity {
+            if let Some(SessionAffinity { timeout, .. }) = service.session_affinity {
                 let whole = if (reach, policy) == (Reach::Internal, TrafficPolicy::Local) {
                     Pool::Local
                 } else {
@@ -132,10 +133,10 @@ impl DesiredService {
         frontend: &mut DesiredFrontend,
         key: &AffinityKey,
         protocol: Protocol,
-        timeout: Duration,
+        timeout: u32,
     ) {
         // Zero would be for ever.
-        let timeout = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1);
+        let timeout = timeout.max(1);
         for (pool, key) in [(Pool::Cluster, key.clone()), (Pool::Local, key.of(Pool::Local))] {
             let targets = frontend.pool(pool);
             if !targets.is_empty() {

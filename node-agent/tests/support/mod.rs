@@ -10,7 +10,6 @@ pub mod kernel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use node_agent::config::{Config, Families, NodeFacts};
@@ -27,7 +26,7 @@ use node_agent::select::Place;
 use proptest::prelude::*;
 use service_model::{
     Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Key, Object, ObjectName, Protocol,
-    Service, ServiceName, ServicePort, ServiceType, TrafficPolicy, World,
+    Service, ServiceName, ServicePort, ServiceType, SessionAffinity, TrafficPolicy, World,
 };
 
 pub const PLACE: Place<'static> = Place { node: "here", zone: None };
@@ -109,7 +108,7 @@ impl Spec {
             service.external_traffic_policy = TrafficPolicy::Local;
         }
         service.source_ranges = self.source_ranges().collect();
-        service.session_affinity = self.affinity.map(|seconds| Duration::from_secs(seconds.into()));
+        service.session_affinity = self.affinity.map(|seconds| SessionAffinity::of_seconds(seconds.into()));
         let slice = EndpointSlice {
             name: ObjectName::new("ns", &format!("slice-{}", self.number)),
             service: name(self.number),

@@ -10,7 +10,8 @@ use node_agent::nft::layout::MasqueradeMark;
 use node_agent::nodeport_addresses::NodePortAddresses;
 use service_model::{
     Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Node, NodeAddress, NodeAddressKind,
-    Object, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, TrafficPolicy,
+    Object, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, SessionAffinity,
+    TrafficPolicy,
 };
 
 use crate::hosts::Host;
@@ -97,7 +98,8 @@ impl Shop<'_> {
         service.service_type = ServiceType::LoadBalancer;
         service.cluster_ips = self.cluster_ips().to_vec();
         service.external_traffic_policy = self.external_policy;
-        service.session_affinity = self.affinity;
+        service.session_affinity =
+            self.affinity.map(|timeout| SessionAffinity::of_seconds(timeout.as_secs() as u32));
         service.source_ranges.clone_from(&self.sources);
         if self.exposed {
             for ip in self.cluster_ips() {
