@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use service_model::{
-    IpFamily, Node, Protocol, Service, ServicePort, ServiceType, SessionAffinity, TrafficPolicy, World,
+    AffinityScope, IpFamily, Node, Protocol, Service, ServicePort, ServiceType, SessionAffinity,
+    TrafficPolicy, World,
 };
 
 use super::affinity::{AffinityKey, DesiredAffinity};
@@ -25,6 +26,8 @@ pub struct DesiredService {
     pub cluster_ips: BTreeSet<IpAddr>,
     /// None of them is without a target.
     pub affinities: BTreeMap<AffinityKey, DesiredAffinity>,
+    /// Whether those keep clients together.
+    pub affinity_scope: AffinityScope,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +63,7 @@ impl DesiredService {
         if !service.ports.is_empty() {
             desired.cluster_ips = service.cluster_ips.iter().copied().collect();
         }
+        desired.affinity_scope = service.session_affinity.map(|a| a.scope).unwrap_or_default();
         for port in &service.ports {
             for family in FAMILIES {
                 desired.add_port(service, port, family, world, place);
