@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use node_agent::engine::Engine;
 use node_agent::nft::mirror::Mirror;
-use service_model::{Change, Node, NodeAddress, NodeAddressKind, Object, Service};
+use service_model::{Change, Node, NodeAddress, NodeAddressKind, Object, Service, SessionAffinity};
 use support::kernel::{in_namespace, nft};
 use support::many::*;
 use support::*;
@@ -21,7 +21,7 @@ fn an_address_that_two_want_has_its_owner_from_the_first_part_of_a_start_on() {
         many(&mut agent);
         let victim = Ipv4Addr::from(FIRST + MANY - 1);
         let mut owner = service("ns", "svc-2499", FIRST + MANY - 1);
-        owner.session_affinity = Some(Duration::from_secs(60));
+        owner.session_affinity = Some(SessionAffinity::of_seconds(60));
         agent.world.apply(Change::Apply(Object::Service(owner)));
         agent.world.apply(Change::Apply(Object::EndpointSlice(slice("svc-2499"))));
         let mut thief = service("aaa", "thief", FIRST + MANY);

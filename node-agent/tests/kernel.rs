@@ -104,6 +104,7 @@ fn the_hosts_nft_lists_our_rules() {
             sources: 0b111,
             affinity: Some(60),
             endpoints,
+            ..Spec::default()
         }));
         sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());
         let listed = nft(&["list", "ruleset"]);
@@ -164,6 +165,8 @@ fn the_hosts_nft_reads_what_it_listed() {
             local_policy: true,
             sources: 0b111,
             affinity: Some(60),
+            whole: true,
+            https: Some((11..=21).map(|n| (n, n % 2 == 0)).collect()),
             endpoints: (1..=20).map(|n| (n, n % 2 == 0)).collect(),
         }));
         sync(&mut Engine::new(config()).unwrap(), &mut agent, Instant::now());

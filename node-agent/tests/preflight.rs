@@ -33,12 +33,10 @@ fn without_ipv6_the_other_family_is_served() {
         let (mut agent, mut engine) = (Agent::new(), Engine::new(config).unwrap());
         agent.happen(&Happening::Apply(Spec {
             number: 1,
-            external: None,
             node_port: Some(1),
-            local_policy: false,
-            sources: 0,
             affinity: Some(9),
             endpoints: vec![(5, true)],
+            ..Spec::default()
         }));
         engine.mark(agent.world.take_dirty().services);
         engine.sync(&agent.world, Instant::now()).unwrap();

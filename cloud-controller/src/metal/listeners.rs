@@ -109,7 +109,7 @@ fn nat_protocol(protocol: Protocol) -> Option<NatProtocol> {
 
 #[cfg(test)]
 mod tests {
-    use service_model::{ObjectName, ServicePort};
+    use service_model::{ObjectName, ServicePort, SessionAffinity};
 
     use super::*;
 
@@ -164,7 +164,7 @@ mod tests {
     fn what_translation_cannot_give_is_said() {
         let mut service = service(&[(Protocol::Tcp, 80, Some(30080))]);
         service.source_ranges = vec!["10.0.0.0/8".parse().unwrap()];
-        service.session_affinity = Some(std::time::Duration::from_secs(10));
+        service.session_affinity = Some(SessionAffinity::of_seconds(10));
         assert_eq!(summary(&service).1, ["SourceRangesNotServed", "AffinityNotKept"]);
     }
 

@@ -19,8 +19,8 @@ pub use endpoints::{Endpoint, EndpointPort, EndpointSlice, Hints};
 pub use name::{InvalidName, NodeName, ObjectName, ServiceName};
 pub use node::{Node, NodeAddress, NodeAddressKind, NodeReadiness, Taint, TaintEffect};
 pub use service::{
-    Ingress, IngressPort, IpFamily, IpFamilyPolicy, IpMode, ParseProtocolError, Protocol, Service,
-    ServicePort, ServiceType, TrafficPolicy,
+    AffinityScope, Ingress, IngressPort, IpFamily, IpFamilyPolicy, IpMode, ParseAffinityScopeError,
+    ParseProtocolError, Protocol, Service, ServicePort, ServiceType, SessionAffinity, TrafficPolicy,
 };
 pub use service_cidr::ServiceCidr;
 pub use world::{Change, Dirty, Key, Kind, Object, World};

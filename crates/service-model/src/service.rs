@@ -61,6 +61,30 @@ pub enum IpMode {
     Proxy,
 }
 
+/// ClientIP affinity. Compact: a Service without it has no more bytes for it than one with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionAffinity {
+    /// After its last connection a client is remembered for so many seconds.
+    pub timeout: u32,
+    pub scope: AffinityScope,
+}
+
+const _: () = assert!(size_of::<Option<SessionAffinity>>() == 8);
+
+/// What a client stays with its endpoint for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AffinityScope {
+    /// Each port of a Service by itself, as for kube-proxy.
+    #[default]
+    Port,
+    /// All ports of a Service: who has reached a pod through one reaches it through the others.
+    Service,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown scope {0:?}: expected port or service")]
+pub struct ParseAffinityScopeError(pub String);
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     /// Empty for the one unnamed port that a Service may have.
@@ -106,8 +130,7 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     pub internal_traffic_policy: TrafficPolicy,
     pub external_traffic_policy: TrafficPolicy,
-    /// ClientIP affinity with its timeout; `None` for no affinity.
-    pub session_affinity: Option<Duration>,
+    pub session_affinity: Option<SessionAffinity>,
     pub health_check_node_port: Option<u16>,
     pub source_ranges: Vec<IpNet>,
     /// `spec.loadBalancerIP`, verbatim: it is a user's text until a program has parsed it.
@@ -156,6 +179,29 @@ impl Service {
     /// Load balancer addresses that nodes serve themselves (KEP-1860: not those in Proxy mode).
     pub fn vip_mode_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.ingress.iter().filter(|i| i.ip_mode.unwrap_or_default() == IpMode::Vip).filter_map(|i| i.ip)
+    }
+}
+
+impl SessionAffinity {
+    /// By port.
+    pub fn of_seconds(timeout: u32) -> Self {
+        Self { timeout, scope: AffinityScope::Port }
+    }
+
+    pub fn timeout(self) -> Duration {
+        Duration::from_secs(self.timeout.into())
+    }
+}
+
+impl FromStr for AffinityScope {
+    type Err = ParseAffinityScopeError;
+
+    fn from_str(text: &str) -> Result<Self, ParseAffinityScopeError> {
+        match text {
+            "port" => Ok(AffinityScope::Port),
+            "service" => Ok(AffinityScope::Service),
+            other => Err(ParseAffinityScopeError(other.to_owned())),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use daemon::http::listen;
 use nix::sys::resource::{Resource, getrlimit};
-use service_model::{IpFamily, Protocol, ServiceName, World};
+use service_model::{IpFamily, Protocol, ServiceName, SessionAffinity, World};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -89,7 +89,7 @@ impl LocalhostNodePorts {
         for name in services {
             let wanted = world.service(name).map(|service| {
                 let desired = DesiredService::of(service, world, place);
-                endpoints(&desired, &self.families, service.session_affinity)
+                endpoints(&desired, &self.families, service.session_affinity.map(SessionAffinity::timeout))
             });
             touched.extend(self.want(name, wanted.unwrap_or_default()));
         }

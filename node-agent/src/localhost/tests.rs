@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use prometheus_client::registry::Registry;
 use service_model::{
     Change, Endpoint, EndpointPort, EndpointSlice, Key, Object, ObjectName, Service, ServicePort,
-    ServiceType, TrafficPolicy,
+    ServiceType, SessionAffinity, TrafficPolicy,
 };
 
 use super::*;
@@ -200,7 +200,7 @@ fn policy_local_and_affinity_hold() {
         for _ in 0..20 {
             assert_ne!(asked(IpFamily::V4).await.unwrap(), "10.244.0.3 hello", "it is elsewhere");
         }
-        web.session_affinity = Some(Duration::from_secs(600));
+        web.session_affinity = Some(SessionAffinity::of_seconds(600));
         apply(&mut proxy, &mut world, [Object::Service(web)]);
         let first = asked(IpFamily::V4).await.unwrap();
         for _ in 0..20 {

@@ -10,9 +10,10 @@
 //! ```
 //!
 //! The one thing that has chains of its own, since a rule must name what a client is kept at. What
-//! falls through them goes on to the ordinary spread. Packets fill the set of clients: it is never
+//! falls through them goes on to the ordinary spread. Where affinity is of a whole Service, the chains
+//! of its ports know a pod by the same number. Packets fill the set of clients: it is never
 //! read, and nothing is ever deleted from it. An endpoint's number is new whenever it joins its
-//! Service port, so those that it had before are nobody's, and expire.
+//! Service port (or its Service), so those that it had before are nobody's, and expire.
 //! See docs/design/0005-session-affinity.md.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,7 @@ use std::fmt;
 
 use service_model::{IpFamily, Protocol, ServiceName, ServicePort};
 
-use super::layout::{Frontend, Pool, Target};
+use super::layout::{FAMILIES, Frontend, Pool, Target};
 
 /// The chain of a Service port, for the endpoints of one family and pool.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +137,20 @@ impl Affinities {
 
     pub fn leads(&self) -> &BTreeMap<(Frontend, Pool), AffinityKey> {
         &self.leads
+    }
+
+    /// The chains of a Service's ports, in order.
+    pub fn of_service(&self, service: &ServiceName) -> impl Iterator<Item = (&AffinityKey, &AffinityChain)> {
+        let prefix = format!("{service}/");
+        let kinds = FAMILIES.into_iter().flat_map(|of| [(of, Pool::Cluster), (of, Pool::Local)]);
+        kinds.flat_map(move |(family, pool)| {
+            let before_all = AffinityKey { family, pool, name: prefix.as_str().into() };
+            let own = before_all.clone();
+            let is_own = move |key: &AffinityKey| {
+                (key.family, key.pool) == (own.family, own.pool) && key.name.starts_with(&*own.name)
+            };
+            self.chains.range(before_all..).take_while(move |(key, _)| is_own(key))
+        })
     }
 
     /// The chain that a frontend asks, if there is one.

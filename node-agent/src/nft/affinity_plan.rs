@@ -1,9 +1,13 @@
 //! From desired to programmed affinity: what its chains hold, under which numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use service_model::{AffinityScope, ServiceName};
 
 use super::affinity::{AffinityChain, AffinityKey, DesiredAffinity, NumberedTarget};
-use super::layout::{Pool, Target};
+use super::desired::DesiredService;
+use super::layout::Target;
 use super::mirror::Mirror;
 use super::step::Step;
 
@@ -31,59 +35,151 @@ impl Numbers {
     }
 }
 
-/// The numbers that one plan gives: an endpoint has the same in either pool of its Service port.
+/// The numbers that one plan gives.
 #[derive(Debug)]
 pub struct Numbering<'a> {
     numbers: &'a mut Numbers,
-    given: BTreeMap<(AffinityKey, Target), u32>,
-    /// All of those: the mirror does not have them yet.
+    /// Those that were drawn: the mirror does not have them yet.
     taken: BTreeSet<u32>,
 }
 
+/// An endpoint, and of which Service port: the name of that one's chains. It has one number in both.
+type OfPort<'a> = (&'a str, Target);
+
 impl<'a> Numbering<'a> {
     pub fn new(numbers: &'a mut Numbers) -> Self {
-        Self { numbers, given: BTreeMap::new(), taken: BTreeSet::new() }
+        Self { numbers, taken: BTreeSet::new() }
     }
 
-    /// The chain that should be there. Endpoints that have a number keep it.
-    fn chain(&mut self, key: &AffinityKey, want: &DesiredAffinity, mirror: &Mirror) -> AffinityChain {
-        let has = |pool| mirror.affinities.chains().get(&key.of(pool)).into_iter().flat_map(|c| &c.endpoints);
-        // Where the pools do not agree, which only somebody else can have done, the first wins.
-        let known: BTreeMap<Target, u32> =
-            has(Pool::Local).chain(has(Pool::Cluster)).map(|e| (e.target, e.number)).collect();
-        let mut number = |target: Target| {
-            let fresh = || loop {
-                let number = self.numbers.draw();
-                if !mirror.affinities.has_number(number) && self.taken.insert(number) {
-                    return number;
-                }
-            };
-            match known.get(&target) {
-                Some(number) => *number,
-                None => *self.given.entry((key.of(Pool::Cluster), target)).or_insert_with(fresh),
-            }
+    /// The chains that should be there for a Service. Endpoints that have a number keep it, unless
+    /// another of the Service's ports is to know the pod by the same one, or no longer.
+    pub fn chains(
+        &mut self,
+        service: &ServiceName,
+        want: &DesiredService,
+        mirror: &Mirror,
+    ) -> BTreeMap<AffinityKey, AffinityChain> {
+        if want.affinities.is_empty() {
+            return BTreeMap::new();
+        }
+        let wanted: BTreeSet<OfPort<'_>> = want
+            .affinities
+            .iter()
+            .flat_map(|(key, chain)| chain.targets.iter().map(|target| (&*key.name, *target)))
+            .collect();
+        let numbers = self.numbers_of(&wanted, &known(service, mirror), want.affinity_scope, mirror);
+        let numbered = |key: &AffinityKey, target: Target| NumberedTarget {
+            target,
+            number: numbers[&(&*key.name, target)],
         };
-        let numbered = |target: &Target| NumberedTarget { target: *target, number: number(*target) };
-        let endpoints = want.targets.iter().map(numbered).collect();
-        AffinityChain { protocol: want.protocol, timeout: want.timeout, endpoints }
+        let chain = |(key, want): (&AffinityKey, &DesiredAffinity)| {
+            let endpoints = want.targets.iter().map(|target| numbered(key, *target)).collect();
+            (key.clone(), AffinityChain { protocol: want.protocol, timeout: want.timeout, endpoints })
+        };
+        want.affinities.iter().map(chain).collect()
     }
+
+    fn numbers_of<'n>(
+        &mut self,
+        wanted: &BTreeSet<OfPort<'n>>,
+        known: &BTreeMap<OfPort<'_>, u32>,
+        scope: AffinityScope,
+        mirror: &Mirror,
+    ) -> BTreeMap<OfPort<'n>, u32> {
+        let pods = match scope {
+            AffinityScope::Port => BTreeMap::new(),
+            AffinityScope::Service => self.numbers_of_pods(wanted, known, mirror),
+        };
+        let mut used: BTreeSet<u32> = pods.values().copied().collect();
+        let mut given = BTreeMap::new();
+        let wanted: Vec<OfPort<'_>> = wanted.iter().copied().collect();
+        for of_pod in wanted.chunk_by(|one, next| (one.0, one.1.ip) == (next.0, next.1.ip)) {
+            let number = pods.get(&of_pod[0].1.ip);
+            // One of a pod's endpoints in a port: who has it, or the first.
+            let has_it = |endpoint: &&OfPort<'_>| number.is_some() && known.get(*endpoint) == number;
+            let bearer = number.map(|_| of_pod.iter().find(has_it).unwrap_or(&of_pod[0]));
+            for endpoint in of_pod {
+                let mut own = || known.get(endpoint).copied().filter(|number| used.insert(*number));
+                let number = match number.filter(|_| bearer == Some(endpoint)) {
+                    Some(number) => *number,
+                    None => own().unwrap_or_else(|| self.draw(mirror)),
+                };
+                given.insert(*endpoint, number);
+            }
+        }
+        given
+    }
+
+    /// By which all ports of a Service know its pods: a pod's number is the one that most of them have,
+    /// then one whose endpoint stays, then the first port's. So ports that agree go on to, whichever of
+    /// them the pod leaves; and of ports that do not yet, the first keeps its clients.
+    fn numbers_of_pods(
+        &mut self,
+        wanted: &BTreeSet<OfPort<'_>>,
+        known: &BTreeMap<OfPort<'_>, u32>,
+        mirror: &Mirror,
+    ) -> BTreeMap<IpAddr, u32> {
+        struct Candidate {
+            number: u32,
+            ports: usize,
+            stays: bool,
+        }
+        let mut candidates: BTreeMap<IpAddr, Vec<Candidate>> = BTreeMap::new();
+        for (endpoint, &number) in known {
+            let of_pod = candidates.entry(endpoint.1.ip).or_default();
+            let nth = of_pod.iter().position(|candidate| candidate.number == number);
+            let nth = nth.unwrap_or_else(|| {
+                of_pod.push(Candidate { number, ports: 0, stays: false });
+                of_pod.len() - 1
+            });
+            of_pod[nth].ports += 1;
+            of_pod[nth].stays |= wanted.contains(endpoint);
+        }
+        let mut used = BTreeSet::new();
+        let mut pods = BTreeMap::new();
+        for ip in wanted.iter().map(|(_, target)| target.ip).collect::<BTreeSet<_>>() {
+            // Of equals, the last is the greatest.
+            let best = candidates.remove(&ip).into_iter().flatten().rev().max_by_key(|c| (c.ports, c.stays));
+            // Two pods have the same only if somebody else wrote it.
+            let number = best.map(|candidate| candidate.number).filter(|number| used.insert(*number));
+            pods.insert(ip, number.unwrap_or_else(|| self.draw(mirror)));
+        }
+        pods
+    }
+
+    fn draw(&mut self, mirror: &Mirror) -> u32 {
+        loop {
+            let number = self.numbers.draw();
+            if !mirror.affinities.has_number(number) && self.taken.insert(number) {
+                return number;
+            }
+        }
+    }
+}
+
+/// What is programmed of a Service. Where the pools do not agree, which only somebody else can have
+/// done, the first wins.
+fn known<'m>(service: &ServiceName, mirror: &'m Mirror) -> BTreeMap<OfPort<'m>, u32> {
+    let mut known = BTreeMap::new();
+    for (key, chain) in mirror.affinities.of_service(service) {
+        for endpoint in &chain.endpoints {
+            known.entry((&*key.name, endpoint.target)).or_insert(endpoint.number);
+        }
+    }
+    known
 }
 
 /// What is done to a chain now, and what later. One that is not wanted keeps nobody from now on, and
 /// goes when nothing leads to it any more.
 pub fn plan_chain(
     key: &AffinityKey,
-    want: Option<&DesiredAffinity>,
+    want: Option<AffinityChain>,
     mirror: &Mirror,
-    numbering: &mut Numbering<'_>,
 ) -> (Option<Step>, Option<Step>) {
     let have = mirror.affinities.chains().get(key);
     let write = |chain| Step::WriteAffinity(key.clone(), Box::new(chain));
     match (want, have) {
-        (Some(want), have) => {
-            let chain = numbering.chain(key, want, mirror);
-            ((have != Some(&chain)).then(|| write(chain)), None)
-        }
+        (Some(want), have) => ((have != Some(&want)).then(|| write(want)), None),
         (None, Some(have)) => {
             let empty = AffinityChain::empty();
             ((*have != empty).then(|| write(empty)), Some(Step::DeleteAffinity(key.clone())))
@@ -93,36 +189,4 @@ pub fn plan_chain(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use service_model::{IpFamily, Protocol};
-
-    /// The third and the seventh number that it yields are the same: one in some ten millions does so early.
-    const UNLUCKY: u64 = 191_291_920;
-
-    #[test]
-    fn no_two_endpoints_of_one_plan_have_the_same_number() {
-        let mut numbers = Numbers::new(UNLUCKY);
-        let drawn: Vec<u32> = (0..7).map(|_| numbers.draw()).collect();
-        assert_eq!(drawn[2], drawn[6], "what the seed was looked for");
-        let target = |last| Target { ip: [10, 244, 0, last].into(), port: 80 };
-        let want = |lasts: std::ops::Range<u8>| DesiredAffinity {
-            protocol: Protocol::Tcp,
-            timeout: 60,
-            targets: lasts.map(target).collect(),
-        };
-        for services in [vec![want(0..10)], vec![want(0..5), want(5..10)]] {
-            let (mut numbers, mirror) = (Numbers::new(UNLUCKY), Mirror::default());
-            let mut numbering = Numbering::new(&mut numbers);
-            let mut given = Vec::new();
-            for (service, want) in services.iter().enumerate() {
-                let name = format!("ns/svc-{service}//tcp").into();
-                let key = AffinityKey { family: IpFamily::V4, pool: Pool::Cluster, name };
-                given.extend(numbering.chain(&key, want, &mirror).endpoints.iter().map(|e| e.number));
-                let again = numbering.chain(&key.of(Pool::Local), want, &mirror).endpoints;
-                assert!(again.iter().all(|e| given.contains(&e.number)), "either pool has the same");
-            }
-            assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), 10, "{given:?}");
-        }
-    }
-}
+mod tests;

@@ -11,9 +11,9 @@ use super::affinity::{AffinityChain, AffinityKey, NumberedTarget};
 use super::compile;
 use super::layout::{SetName, Target};
 
-/// The most clients of a family that are remembered, a client of two Service ports being two. What
-/// comes then is spread as if there were no affinity. It bounds what forged addresses can take: some
-/// 100 MB of the kernel's memory.
+/// The most clients of a family that are remembered, a client of two Service ports being two unless
+/// those know their pods by the same numbers. What comes then is spread as if there were no affinity.
+/// It bounds what forged addresses can take: some 100 MB of the kernel's memory.
 const MOST_CLIENTS: u32 = 1 << 20;
 /// How often those that expired make room. The kernel's own choice, each second, would walk the whole
 /// set each second.

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
-use service_model::{IpFamily, Node, Protocol, Service, ServicePort, ServiceType, TrafficPolicy, World};
+use service_model::{
+    AffinityScope, IpFamily, Node, Protocol, Service, ServicePort, ServiceType, SessionAffinity,
+    TrafficPolicy, World,
+};
 
 use super::affinity::{AffinityKey, DesiredAffinity};
 use super::claims::Title;
@@ -24,6 +26,8 @@ pub struct DesiredService {
     pub cluster_ips: BTreeSet<IpAddr>,
     /// None of them is without a target.
     pub affinities: BTreeMap<AffinityKey, DesiredAffinity>,
+    /// Whether those keep clients together.
+    pub affinity_scope: AffinityScope,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +63,7 @@ impl DesiredService {
         if !service.ports.is_empty() {
             desired.cluster_ips = service.cluster_ips.iter().copied().collect();
         }
+        desired.affinity_scope = service.session_affinity.map(|a| a.scope).unwrap_or_default();
         for port in &service.ports {
             for family in FAMILIES {
                 desired.add_port(service, port, family, world, place);
@@ -104,7 +109,7 @@ impl DesiredService {
             };
             let mut desired = desired(frontend, reach, policy, &selection, label.clone());
             desired.title = title;
-            if let Some(timeout) = service.session_affinity {
+            if let Some(SessionAffinity { timeout, .. }) = service.session_affinity {
                 let whole = if (reach, policy) == (Reach::Internal, TrafficPolicy::Local) {
                     Pool::Local
                 } else {
@@ -132,10 +137,10 @@ impl DesiredService {
         frontend: &mut DesiredFrontend,
         key: &AffinityKey,
         protocol: Protocol,
-        timeout: Duration,
+        timeout: u32,
     ) {
         // Zero would be for ever.
-        let timeout = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1);
+        let timeout = timeout.max(1);
         for (pool, key) in [(Pool::Cluster, key.clone()), (Pool::Local, key.of(Pool::Local))] {
             let targets = frontend.pool(pool);
             if !targets.is_empty() {

@@ -84,6 +84,8 @@ impl Planner {
     ) -> Plan {
         let mut wanted: BTreeMap<ServiceName, DesiredService> = BTreeMap::new();
         let mut passed_on: BTreeSet<Resource> = BTreeSet::new();
+        let mut numbering = Numbering::new(&mut self.numbers);
+        let mut chains: BTreeMap<AffinityKey, AffinityChain> = BTreeMap::new();
         let held = self.released.iter().filter(|(_, by)| services.contains(*by));
         let mut touched: BTreeSet<(Resource, ServiceName)> =
             held.map(|(resource, by)| (resource.clone(), by.clone())).collect();
@@ -107,10 +109,10 @@ impl Planner {
             let all = changed.iter().chain(self.claims.of(service)).cloned();
             touched.extend(all.map(|resource| (resource, service.clone())));
             passed_on.extend(changed);
+            chains.append(&mut numbering.chains(service, &own, mirror));
             wanted.insert(service.clone(), own);
         }
         let mut plan = Plan::default();
-        let mut numbering = Numbering::new(&mut self.numbers);
         let mut last = None;
         for (resource, toucher) in touched {
             if last.as_ref() == Some(&resource) {
@@ -134,9 +136,8 @@ impl Planner {
             let holder = owner.clone().or(Some(toucher));
             match resource {
                 Resource::Affinity(key) => {
-                    let desired = owner.map(|o| &*wanted.entry(o).or_insert_with_key(&desired_of));
-                    let want = desired.and_then(|d| d.affinities.get(&key));
-                    let (now, later) = plan_chain(&key, want, mirror, &mut numbering);
+                    // It is of a Service port: no other Service can want it.
+                    let (now, later) = plan_chain(&key, chains.remove(&key), mirror);
                     plan.now.extend(now);
                     plan.put_off(holder, later);
                 }
@@ -157,9 +158,8 @@ impl Planner {
     pub fn leftovers(&self, mirror: &Mirror) -> Plan {
         let mut plan = Plan::default();
         let unknown = |r: &Resource| self.claims.owner(r).is_none() && !self.released.contains_key(r);
-        let none = &mut Numbers::default();
         for key in mirror.affinities.chains().keys().filter(|k| unknown(&Resource::Affinity((*k).clone()))) {
-            let (now, later) = plan_chain(key, None, mirror, &mut Numbering::new(none));
+            let (now, later) = plan_chain(key, None, mirror);
             plan.now.extend(now);
             plan.put_off(None, later);
         }

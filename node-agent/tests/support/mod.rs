@@ -11,7 +11,6 @@ pub mod many;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use node_agent::config::Config;
@@ -26,8 +25,8 @@ use node_agent::nft::ruleset::Ruleset;
 use node_agent::select::Place;
 use proptest::prelude::*;
 use service_model::{
-    Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Key, Object, ObjectName, Protocol,
-    Service, ServiceName, ServicePort, ServiceType, TrafficPolicy, World,
+    AffinityScope, Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Key, Object, ObjectName,
+    Protocol, Service, ServiceName, ServicePort, ServiceType, SessionAffinity, TrafficPolicy, World,
 };
 
 pub const PLACE: Place<'static> = Place { node: "here", zone: None };
@@ -57,6 +56,10 @@ pub struct Spec {
     pub sources: u8,
     /// Seconds of session affinity.
     pub affinity: Option<u8>,
+    /// Affinity is of the Service, and not of each port.
+    pub whole: bool,
+    /// Those of a second port, if it has one.
+    pub https: Option<Vec<(u8, bool)>>,
     pub endpoints: Vec<(u8, bool)>,
 }
 
@@ -68,9 +71,11 @@ prop_compose! {
         local_policy: bool,
         sources in 0u8..1 << SOURCES.len(),
         affinity in proptest::option::of(1u8..3),
+        whole: bool,
+        https in proptest::option::of(proptest::collection::vec((0u8..30, any::<bool>()), 0..20)),
         endpoints in proptest::collection::vec((0u8..30, any::<bool>()), 0..20),
     ) -> Spec {
-        Spec { number, external, node_port, local_policy, sources, affinity, endpoints }
+        Spec { number, external, node_port, local_policy, sources, affinity, whole, https, endpoints }
     }
 }
 
@@ -87,12 +92,15 @@ impl Spec {
             IpAddr::from([10, 96, 0, self.number]),
             format!("fd00:96::{}", self.number).parse().unwrap(),
         ];
-        service.ports = vec![ServicePort {
-            name: "http".into(),
+        let port = |name: &str, port, node_port| ServicePort {
+            name: name.into(),
             protocol: Protocol::Tcp,
-            port: 80,
-            node_port: self.node_port.map(|n| 30_000 + u16::from(n)),
-        }];
+            port,
+            node_port,
+        };
+        let https = self.https.iter().map(|_| port("https", 443, None));
+        let http = port("http", 80, self.node_port.map(|n| 30_000 + u16::from(n)));
+        service.ports = [http].into_iter().chain(https).collect();
         service.ingress = self
             .external
             .map(|n| Ingress { ip: Some(IpAddr::from([192, 0, 2, n])), ..Ingress::default() })
@@ -102,16 +110,22 @@ impl Spec {
             service.external_traffic_policy = TrafficPolicy::Local;
         }
         service.source_ranges = self.source_ranges().collect();
-        service.session_affinity = self.affinity.map(|seconds| Duration::from_secs(seconds.into()));
-        let slice = EndpointSlice {
-            name: ObjectName::new("ns", &format!("slice-{}", self.number)),
+        service.session_affinity = self.affinity.map(|seconds| SessionAffinity {
+            timeout: seconds.into(),
+            scope: if self.whole { AffinityScope::Service } else { AffinityScope::Port },
+        });
+        let slice = |port: &str, target, endpoints: &[(u8, bool)]| EndpointSlice {
+            name: ObjectName::new("ns", &format!("{port}-{}", self.number)),
             service: name(self.number),
             family: IpFamily::V4,
-            ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
-            endpoints: self.endpoints.iter().map(|(last, here)| endpoint(*last, *here)).collect(),
+            ports: vec![EndpointPort { name: port.into(), protocol: Protocol::Tcp, port: target }],
+            endpoints: endpoints.iter().map(|(last, here)| endpoint(*last, *here)).collect(),
             triggered: None,
         };
-        vec![Change::Apply(Object::Service(service)), Change::Apply(Object::EndpointSlice(slice))]
+        let http = slice("http", 8080, &self.endpoints);
+        let https = slice("https", 8443, self.https.as_deref().unwrap_or_default());
+        let objects = [Object::Service(service), Object::EndpointSlice(http), Object::EndpointSlice(https)];
+        objects.map(Change::Apply).into()
     }
 }
 

@@ -9,7 +9,7 @@ use node_agent::engine::Engine;
 use node_agent::nft::evaluate::{Fate, Packet, fates_of_kept};
 use node_agent::nft::kernel::Kernel;
 use node_agent::nft::ruleset::Ruleset;
-use service_model::{IpFamily, Protocol, TrafficPolicy};
+use service_model::{AffinityScope, IpFamily, Protocol, TrafficPolicy};
 
 use crate::hosts::{Ground, Host};
 use crate::talk::{Server, ask_from};
@@ -53,7 +53,7 @@ impl Crowd {
         let calls: Vec<(IpAddr, SocketAddr)> =
             self.clients.iter().flat_map(|c| -> Vec<_> { of(c) }).collect();
         let mut reached: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
-        for ((client, _), pod) in calls.iter().zip(ask_from(&ground.outside, &calls)) {
+        for ((client, _), pod) in calls.iter().zip(ask_from(&ground.outside, Protocol::Tcp, &calls)) {
             reached.entry(*client).or_default().insert(pod);
         }
         reached
@@ -169,6 +169,47 @@ fn clients_stay_with_their_endpoint_whichever_address_they_ask() {
 }
 
 #[test]
+fn a_service_that_asks_for_it_keeps_a_client_at_one_pod_over_all_its_ports() {
+    let ground = Ground::new();
+    let [a, b, c] = &ground.pods;
+    let _servers = [a, b, c].map(Server::start);
+    let by_port = Shop { https: true, ..sticky(&[a, b, c]) };
+    let whole = Shop { affinity_scope: AffinityScope::Service, ..by_port.clone() };
+    let mut engine = program(&ground, &whole);
+    for (family, ip) in FAMILIES.into_iter().zip(whole.cluster_ips()) {
+        let crowd = Crowd::new(&ground, &whole, family);
+        let at_port =
+            |port| Crowd { frontends: vec![to(ip, port)], clients: crowd.clients.clone() }.stay(&ground);
+        let over_udp = || {
+            let calls: Vec<_> = crowd.clients.iter().map(|client| (*client, to(ip, 80))).collect();
+            let pods = ask_from(&ground.outside, Protocol::Udp, &calls);
+            crowd.clients.iter().copied().zip(pods).collect::<BTreeMap<IpAddr, String>>()
+        };
+        // The first connection is over TCP for one family, over UDP for the other.
+        let first = if family == IpFamily::V4 { at_port(443) } else { over_udp() };
+        assert_eq!(pods_of(&first), names(&[a, b, c]), "all of them have clients");
+        let http = crowd.stay(&ground);
+        assert_eq!((&http, &at_port(443), &over_udp()), (&first, &first, &first));
+        assert_foretold(&ground, &crowd, &first);
+
+        drop(engine);
+        engine = ground.node.run(|| Engine::new(config()).unwrap());
+        reprogram(&ground, &mut engine, &whole);
+        assert_eq!((&at_port(80), &at_port(443), &over_udp()), (&first, &first, &first), "a restart");
+
+        // The port whose name sorts first keeps its clients, on either way.
+        reprogram(&ground, &mut engine, &by_port);
+        assert_eq!(at_port(443), first);
+        for (port, others) in [("http", at_port(80)), ("UDP", over_udp())] {
+            let moved = others.iter().filter(|(client, pod)| first[*client] != **pod).count();
+            assert!(moved > 60, "{port} has a choice of its own: {moved} of {CLIENTS}");
+        }
+        reprogram(&ground, &mut engine, &whole);
+        assert_eq!((&at_port(80), &at_port(443), &over_udp()), (&first, &first, &first));
+    }
+}
+
+#[test]
 fn affinity_is_switched_on_and_off_in_place() {
     let ground = Ground::new();
     let [a, b, _] = &ground.pods;
@@ -214,7 +255,9 @@ fn external_policy_local_keeps_clients_at_local_endpoints_and_pods_at_any() {
     for ip in shop.cluster_ips() {
         for frontend in [to(shop.external_ips(ip)[0], 80), to(ground.node.address(ip), 30080)] {
             let from = |host: &Host| -> BTreeSet<String> {
-                ask_from(host, &[(host.address(ip), frontend); CONNECTIONS]).into_iter().collect()
+                ask_from(host, Protocol::Tcp, &[(host.address(ip), frontend); CONNECTIONS])
+                    .into_iter()
+                    .collect()
             };
             assert_eq!(from(&ground.outside), names(&[a]), "{frontend}");
             assert_eq!(from(c).len(), 1, "a pod stays with one of both: {frontend}");

@@ -106,9 +106,12 @@ pub(crate) fn ask(host: &Host, protocol: Protocol, to: SocketAddr) -> Reply {
     ask_patiently(host, protocol, to, PATIENCE)
 }
 
-/// What TCP connections from the host's addresses to the frontends are answered: by whom, in order.
-pub(crate) fn ask_from(host: &Host, calls: &[(IpAddr, SocketAddr)]) -> Vec<String> {
+/// What connections from the host's addresses to the frontends are answered: by whom, in order.
+pub(crate) fn ask_from(host: &Host, protocol: Protocol, calls: &[(IpAddr, SocketAddr)]) -> Vec<String> {
     let ask = |(from, to): &(IpAddr, SocketAddr)| {
+        if protocol == Protocol::Udp {
+            return ask_udp(*from, *to, PATIENCE);
+        }
         let domain = if from.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
         // No port waits for stray packets afterwards.
@@ -135,7 +138,10 @@ pub(crate) fn ask_in_vain(host: &Host, protocol: Protocol, to: SocketAddr) -> Re
 fn ask_patiently(host: &Host, protocol: Protocol, to: SocketAddr, patience: Duration) -> Reply {
     let answer = host.run(|| match protocol {
         Protocol::Tcp => ask_tcp(to, patience),
-        Protocol::Udp => ask_udp(to, patience),
+        Protocol::Udp => {
+            let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            ask_udp(any[usize::from(to.is_ipv6())], to, patience)
+        }
         Protocol::Sctp => unreachable!("no server speaks SCTP"),
     });
     match answer {
@@ -161,9 +167,8 @@ fn ask_tcp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
     Ok(answer)
 }
 
-fn ask_udp(to: SocketAddr, patience: Duration) -> std::io::Result<String> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
+fn ask_udp(from: IpAddr, to: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    let socket = UdpSocket::bind((from, 0))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;
     socket.send(b"who?")?;

@@ -7,13 +7,14 @@ use ipnet::IpNet;
 use node_agent::config::Config;
 use node_agent::local::DetectLocal;
 use service_model::{
-    Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Node, NodeAddress, NodeAddressKind,
-    Object, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType, TrafficPolicy,
+    AffinityScope, Change, Endpoint, EndpointPort, EndpointSlice, Ingress, IpFamily, Node, NodeAddress,
+    NodeAddressKind, Object, ObjectName, Protocol, Service, ServiceCidr, ServicePort, ServiceType,
+    SessionAffinity, TrafficPolicy,
 };
 
 use crate::hosts::Host;
 
-/// The Service `ns/shop`, TCP and UDP port 80, or SCTP too.
+/// The Service `ns/shop`, TCP and UDP port 80, or SCTP too, or TCP port 443.
 #[derive(Clone)]
 pub(crate) struct Shop<'a> {
     pub(crate) endpoints: Vec<&'a Host>,
@@ -21,10 +22,12 @@ pub(crate) struct Shop<'a> {
     pub(crate) elsewhere: Vec<&'a Host>,
     pub(crate) target_port: u16,
     pub(crate) sctp: bool,
+    pub(crate) https: bool,
     /// NodePort 30080, external and load balancer addresses.
     pub(crate) exposed: bool,
     pub(crate) external_policy: TrafficPolicy,
     pub(crate) affinity: Option<Duration>,
+    pub(crate) affinity_scope: AffinityScope,
     /// The networks that reach load balancers' addresses; empty for all.
     pub(crate) sources: Vec<IpNet>,
     /// The networks of ClusterIPs, if the API server tells them.
@@ -38,9 +41,11 @@ impl Default for Shop<'_> {
             elsewhere: Vec::new(),
             target_port: 8080,
             sctp: false,
+            https: false,
             exposed: false,
             external_policy: TrafficPolicy::Cluster,
             affinity: None,
+            affinity_scope: AffinityScope::Port,
             sources: Vec::new(),
             networks: Vec::new(),
         }
@@ -77,9 +82,10 @@ impl Shop<'_> {
         objects.into_iter().chain(slices).map(Change::Apply).collect()
     }
 
-    fn protocols(&self) -> impl Iterator<Item = (&'static str, Protocol)> {
-        let always = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
-        always.into_iter().chain(self.sctp.then_some(("sctp", Protocol::Sctp)))
+    fn ports(&self) -> impl Iterator<Item = (&'static str, Protocol, u16)> {
+        let always = [("tcp", Protocol::Tcp, 80), ("udp", Protocol::Udp, 80)];
+        let sctp = self.sctp.then_some(("sctp", Protocol::Sctp, 80));
+        always.into_iter().chain(sctp).chain(self.https.then_some(("https", Protocol::Tcp, 443)))
     }
 
     fn service(&self) -> Service {
@@ -87,7 +93,10 @@ impl Shop<'_> {
         service.service_type = ServiceType::LoadBalancer;
         service.cluster_ips = self.cluster_ips().to_vec();
         service.external_traffic_policy = self.external_policy;
-        service.session_affinity = self.affinity;
+        service.session_affinity = self.affinity.map(|timeout| SessionAffinity {
+            timeout: timeout.as_secs().try_into().unwrap(),
+            scope: self.affinity_scope,
+        });
         service.source_ranges.clone_from(&self.sources);
         if self.exposed {
             for ip in self.cluster_ips() {
@@ -96,18 +105,18 @@ impl Shop<'_> {
                 service.ingress.push(Ingress { ip: Some(balancer), ..Ingress::default() });
             }
         }
-        let port = |(name, protocol): (&str, Protocol)| ServicePort {
+        let port = |(name, protocol, port): (&str, Protocol, u16)| ServicePort {
             name: name.into(),
             protocol,
-            port: 80,
-            node_port: self.exposed.then_some(30080),
+            port,
+            node_port: self.exposed.then_some(30_000 + port),
         };
-        service.ports = self.protocols().map(port).collect();
+        service.ports = self.ports().map(port).collect();
         service
     }
 
     fn slice(&self, like: IpAddr) -> EndpointSlice {
-        let port = |(name, protocol): (&str, Protocol)| EndpointPort {
+        let port = |(name, protocol, _): (&str, Protocol, u16)| EndpointPort {
             name: name.into(),
             protocol,
             port: self.target_port,
@@ -122,7 +131,7 @@ impl Shop<'_> {
             name: ObjectName::new("ns", if like.is_ipv4() { "shop-v4" } else { "shop-v6" }),
             service: ObjectName::new("ns", "shop"),
             family: IpFamily::of(like),
-            ports: self.protocols().map(port).collect(),
+            ports: self.ports().map(port).collect(),
             endpoints: self.endpoints.iter().map(endpoint).collect(),
             triggered: None,
         }

@@ -22,8 +22,9 @@ pub(crate) use service_cidr::service_cidr;
 /// How much of an object is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// What packets are routed by: no labels (but a node's), annotations or finalizers; no Service
-    /// of another proxy, no headless Service and none of its EndpointSlices.
+    /// What packets are routed by: no labels (but a node's), annotations (but what one says of session
+    /// affinity) or finalizers; no Service of another proxy, no headless Service and none of its
+    /// EndpointSlices.
     Dataplane,
     Full,
 }

@@ -1,9 +1,10 @@
 //! `v1.Service` to [`Service`].
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use service_model::{
-    Ingress, IngressPort, IpFamilyPolicy, IpMode, Service, ServicePort, ServiceType, TrafficPolicy,
+    AffinityScope, Ingress, IngressPort, IpFamilyPolicy, IpMode, Service, ServicePort, ServiceType,
+    SessionAffinity, TrafficPolicy,
 };
 
 use super::parse::{
@@ -12,8 +13,12 @@ use super::parse::{
 use super::{Detail, OTHER_PROXY_LABEL};
 use crate::wire;
 
-/// kube-proxy's default for ClientIP affinity without a timeout (`v1.DefaultClientIPServiceAffinitySeconds`).
-const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
+/// kube-proxy's default for ClientIP affinity without a timeout, in seconds
+/// (`v1.DefaultClientIPServiceAffinitySeconds`).
+const DEFAULT_AFFINITY: u32 = 10_800;
+
+/// The one annotation that packets are routed by: `service`, or `port` as without it.
+const AFFINITY_SCOPE: &str = "fairlead.dev/session-affinity-scope";
 
 /// How Go writes "this Service is headless" (`v1.ClusterIPNone`).
 const HEADLESS: &str = "None";
@@ -27,6 +32,12 @@ pub(crate) fn service(wire: wire::Service, detail: Detail, problems: &mut Proble
     }
     let mut service = Service::new(object_name(&metadata, problems)?);
 
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        let seconds = spec.session_affinity_config.and_then(|c| c.client_ip).and_then(|c| c.timeout_seconds);
+        let timeout = seconds.and_then(|s| u32::try_from(s).ok()).unwrap_or(DEFAULT_AFFINITY);
+        let scope = affinity_scope(metadata.annotations.as_ref(), problems);
+        service.session_affinity = Some(SessionAffinity { timeout, scope });
+    }
     service.service_type = service_type(spec.service_type.as_deref());
     service.deleting = metadata.deletion_timestamp.is_some();
     service.uid = metadata.uid.unwrap_or_default().into();
@@ -57,16 +68,22 @@ pub(crate) fn service(wire: wire::Service, detail: Detail, problems: &mut Proble
     service.ports = exact(spec.ports.into_iter().filter_map(|p| service_port(p, problems)));
     service.internal_traffic_policy = traffic_policy(spec.internal_traffic_policy.as_deref());
     service.external_traffic_policy = traffic_policy(spec.external_traffic_policy.as_deref());
-    service.session_affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        let seconds = spec.session_affinity_config.and_then(|c| c.client_ip).and_then(|c| c.timeout_seconds);
-        seconds.and_then(|s| u64::try_from(s).ok()).map_or(DEFAULT_AFFINITY, Duration::from_secs)
-    });
     service.health_check_node_port = spec.health_check_node_port.and_then(port_number);
     service.source_ranges =
         list(problems, "loadBalancerSourceRange", &spec.load_balancer_source_ranges, cidr);
     service.allocate_node_ports = spec.allocate_load_balancer_node_ports.unwrap_or(true);
     service.ingress = exact(status.load_balancer.ingress.into_iter().map(|i| ingress(i, problems)));
     Some(service)
+}
+
+fn affinity_scope(annotations: Option<&BTreeMap<String, String>>, problems: &mut Problems) -> AffinityScope {
+    let Some(text) = annotations.and_then(|annotations| annotations.get(AFFINITY_SCOPE)) else {
+        return AffinityScope::default();
+    };
+    text.parse().unwrap_or_else(|error| {
+        problems.push(format!("annotation {AFFINITY_SCOPE}: {error}; it counts as port"));
+        AffinityScope::default()
+    })
 }
 
 fn service_type(text: Option<&str>) -> ServiceType {
@@ -186,7 +203,7 @@ mod tests {
         }];
         expected.internal_traffic_policy = TrafficPolicy::Local;
         expected.external_traffic_policy = TrafficPolicy::Local;
-        expected.session_affinity = Some(Duration::from_secs(60));
+        expected.session_affinity = Some(SessionAffinity::of_seconds(60));
         expected.health_check_node_port = Some(30999);
         expected.source_ranges = vec!["203.0.113.0/25".parse().unwrap()];
         expected.load_balancer_ip = Some("198.51.100.7".into());
@@ -206,7 +223,27 @@ mod tests {
     #[test]
     fn affinity_without_a_timeout_lasts_three_hours() {
         let svc = convert(json!({"metadata": {"name": "a"}, "spec": {"sessionAffinity": "ClientIP"}}));
-        assert_eq!(svc.session_affinity, Some(Duration::from_secs(3 * 3600)));
+        assert_eq!(svc.session_affinity, Some(SessionAffinity::of_seconds(3 * 3600)));
+    }
+
+    #[test]
+    fn affinity_is_of_the_whole_service_where_the_annotation_says_so() {
+        for (annotation, affinity, scope, told) in [
+            (json!({AFFINITY_SCOPE: "service"}), "ClientIP", Some(AffinityScope::Service), false),
+            (json!({AFFINITY_SCOPE: "port"}), "ClientIP", Some(AffinityScope::Port), false),
+            (json!({AFFINITY_SCOPE: "Service"}), "ClientIP", Some(AffinityScope::Port), true),
+            (json!({AFFINITY_SCOPE: ""}), "ClientIP", Some(AffinityScope::Port), true),
+            (json!({"note": "service"}), "ClientIP", Some(AffinityScope::Port), false),
+            (json!({AFFINITY_SCOPE: "nonsense"}), "None", None, false),
+        ] {
+            let metadata = json!({"name": "a", "annotations": annotation});
+            let object = json!({"metadata": metadata, "spec": {"sessionAffinity": affinity}});
+            for detail in [Detail::Dataplane, Detail::Full] {
+                let (service, problems) = read(object.clone(), detail);
+                let read = service.unwrap().session_affinity.map(|affinity| affinity.scope);
+                assert_eq!((read, !problems.is_empty()), (scope, told), "{object} {problems:?}");
+            }
+        }
     }
 
     #[test]
