@@ -1,6 +1,6 @@
 //! The loop: changes mark Services dirty, one commit a sync. Nothing is decided from an event.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,6 +29,8 @@ use crate::select::Place;
 
 /// The kernel is compared with what we think of it, in case a notification was missed.
 const RECHECK: Duration = Duration::from_secs(300);
+/// With every so many of those, what is still so is told again: the API server forgets Events after an hour.
+const TOLD_AGAIN: u32 = 10;
 /// How long connections over loopback have to end by themselves when the program stops.
 const DRAIN: Duration = Duration::from_secs(1);
 /// After a failed sync, for a port that is taken, and for Events that found no room.
@@ -56,8 +58,10 @@ pub struct Agent {
     events: Events,
     overrides: Overrides,
     /// Until there is room to tell them.
-    notes: VecDeque<(ServiceName, Note)>,
+    notes: BTreeSet<(ServiceName, Note)>,
     left_out: LeftOut,
+    /// So far.
+    rechecks: u32,
     min_sync_period: Duration,
     first_sync: Option<ReadyToken>,
     pod_cidrs: PodCidrWait,
@@ -96,8 +100,9 @@ impl Agent {
             checks: HealthChecks::new(health.clone(), &config.node_name),
             events: Events::channel().0,
             overrides: Overrides::default(),
-            notes: VecDeque::new(),
+            notes: BTreeSet::new(),
             left_out: LeftOut::default(),
+            rechecks: 0,
             localhost: LocalhostNodePorts::new(&config, metrics.clone()),
             health,
             metrics,
@@ -156,25 +161,31 @@ impl Agent {
                 self.events.of_service(service, events::NO_HEALTH_CHECK, message);
             }
         }
-        // Of these there may be one for each Service of the cluster.
-        self.notes.extend(self.engine.take_notes());
-        while self.events.has_room()
-            && let Some((name, note)) = self.notes.pop_front()
-        {
+        for (name, note) in self.engine.take_notes() {
             tracing::warn!(service = name.as_str(), "{note}");
-            if let Some(service) = self.world.service(&name) {
+            self.notes.insert((name, note));
+        }
+        // Of these there may be one for each Service of the cluster, and every node says the same: so they do not name
+        // it, and are one Event for all.
+        while self.events.has_room()
+            && let Some(told) = self.notes.pop_first()
+        {
+            let (name, note) = &told;
+            if self.engine.is_noted(&told)
+                && let Some(service) = self.world.service(name)
+            {
                 let reason = match note {
                     Note::Taken { .. } => events::ADDRESS_TAKEN,
                     Note::TooManyEndpoints { .. } => events::TOO_MANY_ENDPOINTS,
                 };
-                self.events.of_service(service, reason, format!("On node {node}: {note}"));
+                self.events.of_service(service, reason, note.to_string());
             }
         }
         while self.events.has_room()
             && let Some((name, ips)) = self.left_out.pop()
         {
             if let Some(service) = self.world.service(&name) {
-                let message = self.overrides.external_ips.told(node, &name, ips);
+                let message = self.overrides.external_ips.told(&name, ips);
                 self.events.of_service(service, events::EXTERNAL_IPS_NOT_ALLOWED, message);
             }
         }
@@ -265,10 +276,11 @@ impl Agent {
                 self.engine.doubt();
             }
         }
-        if self.notes.is_empty() {
+        self.rechecks += 1;
+        if self.rechecks.is_multiple_of(TOLD_AGAIN) {
             self.engine.repeat_notes();
+            self.left_out.repeat();
         }
-        self.left_out.repeat();
         self.look_through = true;
     }
 

@@ -1,5 +1,6 @@
 //! Events: what an operator must know and would not look for in a log. Told to a task of their
-//! own, so that the API server never holds up a sync; where it cannot keep up, they are dropped.
+//! own, so that the API server never holds up a sync. Where it cannot keep up, they are dropped; those of which there may
+//! be very many wait for room.
 
 pub use kube_events::Event;
 use kube_events::{Severity, Writer};

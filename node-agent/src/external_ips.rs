@@ -33,8 +33,8 @@ impl ExternalIps {
         if heeded { Vec::new() } else { std::mem::take(&mut service.external_ips) }
     }
 
-    /// What the owner of a Service is told. The addresses come last, since a long text is cut.
-    pub fn told(&self, node: &str, service: &ServiceName, ips: &BTreeSet<IpAddr>) -> String {
+    /// What the owner of a Service is told, by each node alike. The addresses come last, since a long text is cut.
+    pub fn told(&self, service: &ServiceName, ips: &BTreeSet<IpAddr>) -> String {
         let (cause, remedy) = match self {
             Self::None => {
                 ("the feature gate AllowServiceExternalIPs is off".to_owned(), "the gate switched on")
@@ -46,15 +46,15 @@ impl ExternalIps {
         };
         let ips: Vec<String> = ips.iter().map(IpAddr::to_string).collect();
         format!(
-            "On node {node} these external IPs are not served, as {cause}: take them out of the Service, use type \
+            "These external IPs are not served, as {cause}: take them out of the Service, use type \
              LoadBalancer, or have {remedy}: {}",
             ips.join(", ")
         )
     }
 }
 
-/// Services whose external IPs are left out, and which those are: told when it begins to be so, and again with each look at
-/// the whole kernel, as long as it is.
+/// Services whose external IPs are left out, and which those are: told when it begins to be so, and again from time to
+/// time, as long as it is.
 #[derive(Debug, Default)]
 pub struct LeftOut {
     of: BTreeMap<ServiceName, BTreeSet<IpAddr>>,
@@ -224,18 +224,17 @@ mod tests {
     #[test]
     fn who_is_told_reads_which_addresses_why_and_what_to_do() {
         let addresses = ips(&["192.0.2.1", "2001:db8::1"]).into_iter().collect();
-        let told = |external_ips: &ExternalIps| {
-            external_ips.told("node-1", &ServiceName::new("shop", "web"), &addresses)
-        };
+        let told =
+            |external_ips: &ExternalIps| external_ips.told(&ServiceName::new("shop", "web"), &addresses);
         assert_eq!(
             told(&only(&["edge"])),
-            "On node node-1 these external IPs are not served, as --external-ips-namespaces does not name shop: take them \
+            "These external IPs are not served, as --external-ips-namespaces does not name shop: take them \
              out of the Service, use type LoadBalancer, or have the namespace added to that flag of node-agent: \
              192.0.2.1, 2001:db8::1"
         );
         assert_eq!(
             told(&ExternalIps::None),
-            "On node node-1 these external IPs are not served, as the feature gate AllowServiceExternalIPs is off: take \
+            "These external IPs are not served, as the feature gate AllowServiceExternalIPs is off: take \
              them out of the Service, use type LoadBalancer, or have the gate switched on: 192.0.2.1, 2001:db8::1"
         );
     }

@@ -4,8 +4,10 @@
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nfnetlink::{Batch, Family, Socket, Table, TableRef};
 use node_agent::engine::Engine;
 use node_agent::nft::mirror::Mirror;
 use service_model::{Change, Node, NodeAddress, NodeAddressKind, Object, Service, SessionAffinity};
@@ -228,5 +230,34 @@ fn a_node_without_addresses_answers_node_ports_everywhere_until_it_has_some() {
         engine.mark_node();
         sync(&mut engine, &mut agent, Instant::now());
         assert!(dispatch().contains("@nodeport-ips") && programmed().node_addresses.contains(&ip));
+    });
+}
+
+/// It is not listened to while many elements are written: each of those moments may be somebody else's.
+#[test]
+fn a_start_is_made_beside_others_who_commit_all_the_time() {
+    in_namespace(|| {
+        let mut agent = Agent::new();
+        many(&mut agent);
+        let mut engine = Engine::new(config()).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut socket = Socket::open().unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    let (mut batch, beside) = (Batch::new(), TableRef::new(Family::Ip, "beside"));
+                    batch.add_table(&Table::new(Family::Ip, "beside"));
+                    batch.delete_table(beside);
+                    socket.commit(&batch).unwrap();
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+            engine.mark(agent.world.take_dirty().services);
+            let synced = engine.sync(&agent.world, Instant::now());
+            done.store(true, Ordering::Relaxed);
+            synced.unwrap();
+        });
+        assert_eq!(engine.take_changes_by_others(), 0, "none of it was to our tables");
+        assert_eq!(programmed().cluster_ips.len(), MANY as usize);
     });
 }

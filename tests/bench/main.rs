@@ -40,7 +40,7 @@ struct Plan {
     /// Lone changes of endpoints in each round of each program.
     #[arg(long, default_value = "40", default_value_if("quick", "true", "10"))]
     changes: usize,
-    /// Seconds for which nothing changes, in each round with changes.
+    /// Seconds for which nothing changes, in each round with changes. node-agent looks at everything every 300.
     #[arg(long, default_value = "20", default_value_if("quick", "true", "10"))]
     idle: u64,
     /// Services that are applied and reached, one after the other; 0 for none.

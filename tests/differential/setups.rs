@@ -95,8 +95,8 @@ pub(crate) fn nobody_is_local() -> Setup {
     }
 }
 
-/// kube-proxy in iptables mode, and the node's own pods by the Node's podCIDRs. NodePorts answer where they do in the other modes: its own default is all
-/// addresses.
+/// kube-proxy in iptables mode, and the node's own pods by the Node's podCIDRs. NodePorts answer where they do in the
+/// other modes: its own default is all addresses.
 pub(crate) fn iptables() -> Setup {
     let fields = json!({
         "mode": "iptables",

@@ -333,7 +333,7 @@ where
     async fn send(&mut self, listing: Listing<W>) -> Result<(), Stop> {
         match listing {
             // Until the list is complete, there is no version to go on from.
-            Listing::Started => self.version = None,
+            Listing::Started => (self.version, self.without) = (None, false),
             Listing::Apply(_) | Listing::Delete(_) => _ = self.metrics.events.inc(),
             Listing::Ended => self.listed(),
         }
@@ -342,7 +342,6 @@ where
     }
 
     fn listed(&mut self) {
-        self.without = false;
         self.metrics.lists.inc();
         self.due = Instant::now() + between(self.times.anew, random_share());
         self.anew_retry.reset();

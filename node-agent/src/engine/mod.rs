@@ -152,14 +152,15 @@ impl Engine {
     }
 
     /// Whether somebody else changed our tables since they were read; if so, the next sync reads
-    /// them again.
+    /// them again. It does so too where nothing is known but that somebody committed unseen.
     pub fn changed_by_others(&mut self) -> bool {
-        let changed = self.mirror.is_some() && self.kernel.changed_by_others();
-        if changed {
-            self.changes_by_others += 1;
-            self.doubt();
+        if self.mirror.is_none() || !self.kernel.changed_by_others() {
+            return false;
         }
-        changed
+        self.doubt();
+        let seen = !self.kernel.take_unawares();
+        self.changes_by_others += usize::from(seen);
+        seen
     }
 
     /// How often that was so, or was found otherwise, since this was last asked.
@@ -205,6 +206,11 @@ impl Engine {
         std::mem::take(&mut self.notes)
     }
 
+    /// Whether that is still so.
+    pub fn is_noted(&self, note: &(ServiceName, Note)) -> bool {
+        self.planner.is_noted(note)
+    }
+
     /// What was told and is still so is told again: whoever should have learned of it may not have.
     pub fn repeat_notes(&mut self) {
         self.notes.extend(self.planner.notes().cloned());
@@ -238,6 +244,12 @@ impl Engine {
             Ok(steps) => {
                 self.begun = true;
                 Ok(Synced { steps })
+            }
+            // Somebody committed while we did not listen. Now we do.
+            Err(error) if apart::is_overtaken(&error) && self.kernel.take_unawares() => {
+                tracing::info!("somebody committed beside us; reading the kernel and planning anew");
+                self.doubt();
+                self.sync(world, now)
             }
             // What we know may be wrong, or one of the Services is: first the former.
             Err(error) if !fresh && apart::retries(&error) => {

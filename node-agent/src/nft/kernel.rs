@@ -21,7 +21,8 @@ use super::ruleset::{ChainName, Ruleset};
 use super::step::{Element, Step};
 use super::{affinity_rules, compile};
 
-/// Commits of more changes are made without listening: notifications make them slower by half.
+/// Commits of more changes are made without listening: notifications make them slower by half. Not where others commit
+/// at such moments.
 const QUIET_BATCH: usize = 500;
 /// How often a commit is repeated because somebody else's came first.
 const ATTEMPTS: usize = 8;
@@ -35,13 +36,18 @@ pub struct Kernel {
     socket: Socket,
     monitor: Option<Monitor>,
     others: Others,
+    /// Somebody committed while we did not listen: from then on we always do.
+    attentive: bool,
+    /// That is so since [`Kernel::take_unawares`] was last asked.
+    unawares: bool,
 }
 
 impl Kernel {
     /// # Errors
     /// When the kernel has no nf_tables or we have no CAP_NET_ADMIN.
     pub fn open() -> nfnetlink::Result<Self> {
-        Ok(Self { socket: Socket::open()?, monitor: None, others: Others::default() })
+        let (socket, others) = (Socket::open()?, Others::default());
+        Ok(Self { socket, monitor: None, others, attentive: false, unawares: false })
     }
 
     /// As [`Kernel::open`], and listens to what others do. Where the kernel does not tell, the next
@@ -81,6 +87,12 @@ impl Kernel {
             }
         }
         self.others.changed()
+    }
+
+    /// Whether what is suspected of others is only that they committed while we did not listen, which is seldom to our
+    /// tables; since this was last asked. It happens once in the life of this.
+    pub fn take_unawares(&mut self) -> bool {
+        std::mem::take(&mut self.unawares)
     }
 
     /// The ruleset's generation: it differs after anybody's commit.
@@ -152,7 +164,7 @@ impl Kernel {
         }
         let mut batch = Batch::with_capacity(steps.len() * 128);
         write_all(steps, &mut batch);
-        if steps.iter().map(changes).sum::<usize>() <= QUIET_BATCH {
+        if self.attentive || steps.iter().map(changes).sum::<usize>() <= QUIET_BATCH {
             return self.send(&mut batch, true);
         }
         if let Some(monitor) = &self.monitor {
@@ -163,6 +175,7 @@ impl Kernel {
             monitor.join()?;
             if self.generation()? != self.others.generation() {
                 self.others.suspect();
+                (self.attentive, self.unawares) = (true, true);
             }
         }
         sent

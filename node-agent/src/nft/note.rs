@@ -1,5 +1,5 @@
-//! What a user should know of a Service and would not find out: told when it begins to be so, and again with each look at
-//! the whole kernel, as long as it is.
+//! What a user should know of a Service and would not find out: told when it begins to be so, and again from time to
+//! time, as long as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -55,6 +55,11 @@ impl Notes {
                 self.told.remove(&frontend);
             }
         }
+    }
+
+    pub(super) fn has(&self, note: &(ServiceName, Note)) -> bool {
+        let (Note::Taken { frontend, .. } | Note::TooManyEndpoints { frontend }) = note.1;
+        self.told.get(&frontend).is_some_and(|told| told.contains(note))
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &(ServiceName, Note)> {

@@ -188,6 +188,11 @@ impl Planner {
         self.notes.all()
     }
 
+    /// Whether that is among them.
+    pub fn is_noted(&self, note: &(ServiceName, Note)) -> bool {
+        self.notes.has(note)
+    }
+
     /// Services that claimed something when they were last planned.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.claims.services()

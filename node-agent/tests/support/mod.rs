@@ -8,6 +8,7 @@
 
 pub mod kernel;
 pub mod many;
+pub mod running;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nfnetlink::{Dumped, Family, Socket, TableRef};
@@ -181,6 +182,8 @@ fn a_service_that_asks_for_it_keeps_a_client_at_one_pod_over_all_its_ports() {
         let at_port =
             |port| Crowd { frontends: vec![to(ip, port)], clients: crowd.clients.clone() }.stay(&ground);
         let over_udp = || {
+            // A port that a client had before may be drawn again, and its flow of then would go on.
+            ground.node.run(forget_flows);
             let calls: Vec<_> = crowd.clients.iter().map(|client| (*client, to(ip, 80))).collect();
             let pods = ask_from(&ground.outside, Protocol::Udp, &calls);
             crowd.clients.iter().copied().zip(pods).collect::<BTreeMap<IpAddr, String>>()
@@ -270,4 +273,9 @@ fn external_policy_local_keeps_clients_at_local_endpoints_and_pods_at_any() {
         let crowd = Crowd { frontends: vec![to(shop.external_ips(ip)[0], 80)], ..crowd };
         assert_eq!(pods_of(&crowd.stay(&ground)), names(&[a]));
     }
+}
+
+fn forget_flows() {
+    let done = Command::new("conntrack").arg("-F").output().expect("conntrack is installed: scripts/setup");
+    assert!(done.status.success(), "{done:?}");
 }

@@ -100,7 +100,7 @@ async fn the_watch_is_ended_and_a_list_of_the_newest_state_asked_for_as_at_the_s
 async fn watches_that_are_ended_and_resumed_do_not_put_it_off() {
     let ends = (0..100_000).map(|_| Lines(vec![bookmark(15)], End));
     let script = std::iter::once(list(10, &[])).chain(ends).collect();
-    let mut watched = Watched::nodes(pages(), after(200, 200), script).await;
+    let mut watched = Watched::nodes(pages(), after(2000, 2000), script).await;
     assert_eq!(watched.asked(1).await, ["list"]);
     let mut watches = 0;
     let listed = async {
