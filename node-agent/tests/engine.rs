@@ -4,7 +4,7 @@
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use nfnetlink::{Batch, Family, Socket, Table, TableRef};
@@ -240,22 +240,20 @@ fn a_start_is_made_beside_others_who_commit_all_the_time() {
         let mut agent = Agent::new();
         many(&mut agent);
         let mut engine = Engine::new(config()).unwrap();
-        let done = AtomicBool::new(false);
+        let (going_on, over) = channel::<()>();
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            scope.spawn(move || {
                 let mut socket = Socket::open().unwrap();
-                while !done.load(Ordering::Relaxed) {
-                    let (mut batch, beside) = (Batch::new(), TableRef::new(Family::Ip, "beside"));
+                while over.recv_timeout(Duration::from_millis(2)) == Err(RecvTimeoutError::Timeout) {
+                    let mut batch = Batch::new();
                     batch.add_table(&Table::new(Family::Ip, "beside"));
-                    batch.delete_table(beside);
+                    batch.delete_table(TableRef::new(Family::Ip, "beside"));
                     socket.commit(&batch).unwrap();
-                    std::thread::sleep(Duration::from_millis(2));
                 }
             });
-            engine.mark(agent.world.take_dirty().services);
-            let synced = engine.sync(&agent.world, Instant::now());
-            done.store(true, Ordering::Relaxed);
-            synced.unwrap();
+            let synced = sync(&mut engine, &mut agent, Instant::now());
+            assert!(synced > 0);
+            drop(going_on);
         });
         assert_eq!(engine.take_changes_by_others(), 0, "none of it was to our tables");
         assert_eq!(programmed().cluster_ips.len(), MANY as usize);
