@@ -17,7 +17,8 @@ use crate::{Plan, progress, replay};
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
 const LOOK: Duration = Duration::from_millis(100);
-const PATIENCE: Duration = Duration::from_secs(180);
+/// The peer takes minutes for 30,000 Services.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// VIPs that are looked at beside the first and the last.
 const SAMPLE: usize = 48;
