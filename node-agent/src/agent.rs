@@ -60,6 +60,7 @@ pub struct Agent {
     /// Until there is room to tell them.
     notes: BTreeSet<(ServiceName, Note)>,
     left_out: LeftOut,
+    recheck_every: Duration,
     /// So far.
     rechecks: u32,
     min_sync_period: Duration,
@@ -102,6 +103,7 @@ impl Agent {
             overrides: Overrides::default(),
             notes: BTreeSet::new(),
             left_out: LeftOut::default(),
+            recheck_every: RECHECK,
             rechecks: 0,
             localhost: LocalhostNodePorts::new(&config, metrics.clone()),
             health,
@@ -135,6 +137,12 @@ impl Agent {
     #[must_use]
     pub fn telling(self, events: Events) -> Self {
         Self { events, ..self }
+    }
+
+    /// Compares the kernel with what we think of it so often, in place of every five minutes.
+    #[must_use]
+    pub fn rechecking(self, every: Duration) -> Self {
+        Self { recheck_every: every, ..self }
     }
 
     /// Takes the configuration's word for these.
@@ -214,7 +222,7 @@ impl Agent {
         let notifications = notifications.map(readable_fd).transpose().context("waiting for nf_tables")?;
         let addresses = AddressChanges::listen().context("listening to rtnetlink")?;
         let of_addresses = readable_fd(addresses.as_fd().try_clone_to_owned()?)?;
-        let mut recheck = tokio::time::interval(RECHECK);
+        let mut recheck = tokio::time::interval(self.recheck_every);
         recheck.tick().await;
         loop {
             let waits = self.left_out.has_more() || !self.notes.is_empty();

@@ -187,14 +187,14 @@ fn a_batch_for_another_generation_is_refused() {
 }
 
 #[test]
-fn a_hundred_and_twenty_thousand_elements_go_in_one_commit() {
+fn a_quarter_of_a_million_elements_go_in_one_commit() {
     in_fresh_namespace(|| {
         let mut socket = Socket::open().unwrap();
         let before = socket.generation().unwrap().id;
-        socket.commit(&pushed(0..120_000)).unwrap();
+        socket.commit(&pushed(0..250_000)).unwrap();
         assert_eq!(socket.generation().unwrap().id, Generation::next(before));
         let found = ports(&mut socket);
-        assert_eq!(found.len(), 120_000);
+        assert_eq!(found.len(), 250_000);
         assert!(
             found
                 .iter()
