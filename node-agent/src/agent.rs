@@ -385,8 +385,11 @@ impl Agent {
         if dirty.service_networks {
             self.engine.mark_node();
         }
-        let gone = |name: &&ServiceName| self.world.service(name).is_none();
-        dirty.services.iter().filter(gone).for_each(|name| self.left_out.forget(name));
+        for name in &dirty.services {
+            if self.left_out.has(name) && self.world.service(name).is_none() {
+                self.left_out.forget(name);
+            }
+        }
         self.changed.extend(dirty.services.iter().cloned());
         if let Some(feed) = &mut self.conntrack {
             feed.mark(dirty.services.iter().cloned());

@@ -75,6 +75,10 @@ impl LeftOut {
         }
     }
 
+    pub fn has(&self, service: &ServiceName) -> bool {
+        self.of.contains_key(service)
+    }
+
     pub fn forget(&mut self, service: &ServiceName) {
         self.of.remove(service);
         self.untold.remove(service);

@@ -21,6 +21,8 @@ pub mod leftovers;
 pub mod local;
 pub mod localhost;
 pub mod metrics;
+#[cfg(test)]
+mod namespace;
 pub mod nft;
 pub mod node_wait;
 pub mod nodeport_addresses;

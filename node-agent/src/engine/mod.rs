@@ -158,7 +158,7 @@ impl Engine {
             return false;
         }
         self.doubt();
-        let seen = !self.kernel.take_unawares();
+        let seen = !self.kernel.is_taken_unawares();
         self.changes_by_others += usize::from(seen);
         seen
     }
@@ -246,7 +246,7 @@ impl Engine {
                 Ok(Synced { steps })
             }
             // Somebody committed while we did not listen. Now we do.
-            Err(error) if apart::is_overtaken(&error) && self.kernel.take_unawares() => {
+            Err(error) if apart::is_overtaken(&error) && self.kernel.is_taken_unawares() => {
                 tracing::info!("somebody committed beside us; reading the kernel and planning anew");
                 self.doubt();
                 self.sync(world, now)

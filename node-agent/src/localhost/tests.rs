@@ -12,6 +12,7 @@ use service_model::{
 
 use super::*;
 use crate::local::DetectLocal;
+use crate::namespace;
 
 const PLACE: Place<'static> = Place { node: "here", zone: None };
 const NODE_PORT: u16 = 30_080;
@@ -21,7 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// endpoints.
 fn in_namespace(test: impl AsyncFnOnce() + Send) {
     let thread = || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
         for command in [
             "link set lo up",
             "addr add 10.244.0.1/32 dev lo",
@@ -35,11 +35,7 @@ fn in_namespace(test: impl AsyncFnOnce() + Send) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test());
     };
-    std::thread::scope(|scope| {
-        if let Err(panic) = scope.spawn(thread).join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
+    namespace::in_namespace(thread);
 }
 
 fn config(nodeport_addresses: &str) -> Config {

@@ -21,8 +21,8 @@ use super::ruleset::{ChainName, Ruleset};
 use super::step::{Element, Step};
 use super::{affinity_rules, compile};
 
-/// Commits of more changes are made without listening: notifications make them slower by half. Not where others commit
-/// at such moments.
+/// Commits of more changes are made without listening: the kernel would write a notification of each. Not where others
+/// commit at such moments.
 const QUIET_BATCH: usize = 500;
 /// How often a commit is repeated because somebody else's came first.
 const ATTEMPTS: usize = 8;
@@ -38,16 +38,13 @@ pub struct Kernel {
     others: Others,
     /// Somebody committed while we did not listen: from then on we always do.
     attentive: bool,
-    /// That is so since [`Kernel::take_unawares`] was last asked.
-    unawares: bool,
 }
 
 impl Kernel {
     /// # Errors
     /// When the kernel has no nf_tables or we have no CAP_NET_ADMIN.
     pub fn open() -> nfnetlink::Result<Self> {
-        let (socket, others) = (Socket::open()?, Others::default());
-        Ok(Self { socket, monitor: None, others, attentive: false, unawares: false })
+        Ok(Self { socket: Socket::open()?, monitor: None, others: Others::default(), attentive: false })
     }
 
     /// As [`Kernel::open`], and listens to what others do. Where the kernel does not tell, the next
@@ -90,9 +87,9 @@ impl Kernel {
     }
 
     /// Whether what is suspected of others is only that they committed while we did not listen, which is seldom to our
-    /// tables; since this was last asked. It happens once in the life of this.
-    pub fn take_unawares(&mut self) -> bool {
-        std::mem::take(&mut self.unawares)
+    /// tables. It happens once in the life of this.
+    pub fn is_taken_unawares(&self) -> bool {
+        self.others.are_unseen()
     }
 
     /// The ruleset's generation: it differs after anybody's commit.
@@ -174,8 +171,8 @@ impl Kernel {
         if let Some(monitor) = &self.monitor {
             monitor.join()?;
             if self.generation()? != self.others.generation() {
-                self.others.suspect();
-                (self.attentive, self.unawares) = (true, true);
+                self.others.suspect_unseen();
+                self.attentive = true;
             }
         }
         sent
@@ -359,11 +356,10 @@ fn changes(step: &Step) -> usize {
 }
 
 fn write_all(steps: &[Step], batch: &mut Batch) {
-    let element = |step: &Step| matches!(step, Step::Add(_) | Step::Delete(_));
-    for run in steps.chunk_by(|a, b| element(a) && discriminant(a) == discriminant(b)) {
+    for run in steps.chunk_by(|a, b| a.element().is_some() && discriminant(a) == discriminant(b)) {
         match run {
-            [Step::Add(_) | Step::Delete(_), ..] => write_elements(run, batch),
-            _ => run.iter().for_each(|step| write(step, batch)),
+            [step] => write(step, batch),
+            elements => write_elements(elements, batch),
         }
     }
 }
@@ -371,27 +367,23 @@ fn write_all(steps: &[Step], batch: &mut Batch) {
 /// Elements that all come, or all go: a list a set. The kernel looks a set up once a list, and keeps less of it until
 /// the commit.
 fn write_elements(steps: &[Step], batch: &mut Batch) {
-    let elements = steps.iter().filter_map(|step| match step {
-        Step::Add(element) => Some((element.set(), true, element)),
-        Step::Delete(element) => Some((element.set(), false, element)),
-        _ => None,
-    });
-    let mut elements: Vec<(SetName, bool, &Element)> = elements.collect();
-    elements.sort_by_key(|(set, _, element)| (element.family(), *set));
-    for list in elements.chunk_by(|a, b| (a.2.family(), a.0) == (b.2.family(), b.0)) {
-        let (set, comes, first) = list[0];
-        let (table, set) = (compile::table(first.family()), set.to_string());
-        if comes {
+    let mut elements: Vec<&Element> = steps.iter().filter_map(Step::element).collect();
+    let place = |element: &Element| (element.family(), element.set());
+    elements.sort_by_key(|element| place(element));
+    for list in elements.chunk_by(|a, b| place(a) == place(b)) {
+        let (family, set) = place(list[0]);
+        let (table, set) = (compile::table(family), set.to_string());
+        if matches!(steps, [Step::Delete(_), ..]) {
+            let mut deleted = batch.delete_elements(table, &set);
+            for element in list {
+                deleted.push(&KernelElement::key(key_of(element).bytes()));
+            }
+        } else {
             let mut created = batch.create_elements(table, &set);
-            for (_, _, element) in list {
+            for element in list {
                 with_kernel_element(element, |kernel| {
                     created.push(&kernel);
                 });
-            }
-        } else {
-            let mut deleted = batch.delete_elements(table, &set);
-            for (_, _, element) in list {
-                deleted.push(&KernelElement::key(key_of(element).bytes()));
             }
         }
     }
@@ -521,17 +513,10 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::local::DetectLocal;
+    use crate::namespace::in_namespace;
 
     fn deaf() -> Kernel {
         Kernel::listening(Err(Error::Protocol("no notifications"))).unwrap()
-    }
-
-    fn in_namespace(test: impl FnOnce() + Send) {
-        let isolated = || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
-            test();
-        };
-        std::thread::scope(|scope| scope.spawn(isolated).join().unwrap());
     }
 
     /// Somebody else's commit.

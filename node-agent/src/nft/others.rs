@@ -19,6 +19,8 @@ pub struct Others {
     /// The commit that is being announced changes our tables.
     touched: bool,
     changed: bool,
+    /// Somebody committed while nobody listened.
+    unseen: bool,
 }
 
 impl Others {
@@ -51,6 +53,11 @@ impl Others {
         self.changed = true;
     }
 
+    /// The same, of a commit that nobody told of because nobody listened.
+    pub fn suspect_unseen(&mut self) {
+        self.unseen = true;
+    }
+
     pub fn note(&mut self, event: &Event) {
         match event {
             Event::Object { table, .. } => self.touched |= table == TABLE,
@@ -67,7 +74,12 @@ impl Others {
 
     /// Whether somebody else changed our tables, or may have, since they were read.
     pub fn changed(&self) -> bool {
-        self.changed
+        self.changed || self.unseen
+    }
+
+    /// Whether they are suspected for nothing but what was not seen.
+    pub fn are_unseen(&self) -> bool {
+        self.unseen && !self.changed
     }
 
     /// Generations wrap. What was announced before the reading is part of it.
@@ -131,6 +143,19 @@ mod tests {
         others.committed(false);
         others.note(&made(12));
         assert_eq!((others.read_in(), others.generation()), (10, 12));
+    }
+
+    #[test]
+    fn what_was_not_seen_is_suspected_until_it_is_read_and_is_less_than_what_was() {
+        let mut others = Others::default();
+        others.read_at(10);
+        assert!(!others.are_unseen());
+        others.suspect_unseen();
+        assert!(others.changed() && others.are_unseen());
+        others.note(&Event::Overrun);
+        assert!(others.changed() && !others.are_unseen());
+        others.read_at(11);
+        assert!(!others.changed() && !others.are_unseen());
     }
 
     #[test]

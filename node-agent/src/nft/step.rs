@@ -112,6 +112,14 @@ impl Element {
 }
 
 impl Step {
+    /// What comes or goes, if it is an element.
+    pub fn element(&self) -> Option<&Element> {
+        match self {
+            Step::Add(element) | Step::Delete(element) => Some(element),
+            _ => None,
+        }
+    }
+
     pub fn family(&self) -> IpFamily {
         match self {
             Step::CreateTable(ruleset) | Step::RewriteChain(_, ruleset) => ruleset.family,
